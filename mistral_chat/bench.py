@@ -1,0 +1,114 @@
+"""``mistral-chat bench``: what the engine does, beside what the machine could."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mistral_chat.download import Progress
+from mistral_chat.models import locate
+from mistral_chat.settings import Paths, Settings
+from quant import Model, QuantSpec, load
+from quant.bench import Result, dot_products, measure, random_model, read_bandwidth
+from quant.checkpoints import DEFAULT_SPEC
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure. ``geometry`` names shapes to fill with random weights."""
+
+    prefill: Sequence[int]
+    depths: Sequence[int]
+    rounds: int
+    geometry: str | None = None
+    layers: int | None = None
+    bits: int = DEFAULT_SPEC.bits
+    group_size: int = DEFAULT_SPEC.group_size
+    symmetric: bool = DEFAULT_SPEC.symmetric
+
+
+@dataclass(frozen=True)
+class Report:
+    """The measurements, and the machine's own speed taken in the same run."""
+
+    model: str
+    weight_bytes: int
+    read_gigabytes_per_second: float
+    dot_gigamacs_per_second: float
+    results: tuple[Result, ...]
+
+    def to_json(self) -> str:
+        """One JSON object; ``results`` is a list of objects."""
+        return json.dumps(asdict(self))
+
+    def print(self, console: Console) -> None:
+        """A table of the measurements, and a line about the machine."""
+        table = Table("test", "precision", "tokens/s", "GB/s of weights", "of the bandwidth")
+        for result in self.results:
+            name = f"prefill {result.tokens}"
+            share = ""
+            if result.test == "decode":
+                name = f"decode at {result.depth}"
+                share = f"{result.gigabytes_per_second / self.read_gigabytes_per_second:.0%}"
+            table.add_row(
+                name,
+                result.precision,
+                f"{result.tokens_per_second:.1f}",
+                f"{result.gigabytes_per_second:.1f}",
+                share,
+            )
+        threads = self.results[0].threads if self.results else 0
+        console.print(
+            f"{self.model}: {self.weight_bytes / 1e6:.0f} MB of weights, {threads} threads"
+        )
+        console.print(table)
+        console.print(
+            f"This machine reads {self.read_gigabytes_per_second:.1f} GB/s and multiplies "
+            f"{self.dot_gigamacs_per_second:.0f} billion bytes a second."
+        )
+
+
+def run_benchmark(plan: Plan, settings: Settings, paths: Paths, progress: Progress) -> Report:
+    """Measure the model of the settings, or random weights of the plan's geometry.
+
+    Raises ModelMissingError and CheckpointError as loading does, ConfigError for a plan that cannot
+    be.
+    """
+    model, name = _model(plan, settings, paths, progress)
+    total = 2 * len(plan.prefill) + len(plan.depths) + 2
+    done = 0
+
+    def step(results: Iterable[Any]) -> list[Any]:
+        nonlocal done
+        kept = []
+        for result in results:
+            kept.append(result)
+            done += 1
+            progress("Measuring", done, total)
+        return kept
+
+    progress("Measuring", 0, total)
+    bandwidth, products = step(probe(settings.threads) for probe in (read_bandwidth, dot_products))
+    results = step(
+        measure(
+            model,
+            plan.prefill,
+            plan.depths,
+            kv=settings.kv,
+            threads=settings.threads,
+            rounds=plan.rounds,
+        )
+    )
+    return Report(name, model.weight_bytes, bandwidth, products, tuple(results))
+
+
+def _model(plan: Plan, settings: Settings, paths: Paths, progress: Progress) -> tuple[Model, str]:
+    if plan.geometry is None:
+        return load(locate(settings.model, paths, progress), DEFAULT_SPEC), settings.model
+    spec = QuantSpec(plan.bits, plan.group_size, plan.symmetric)
+    return random_model(plan.geometry, plan.layers, spec), f"random {plan.geometry}"

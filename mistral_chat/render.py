@@ -1,0 +1,142 @@
+"""Everything that is drawn: the answer on stdout, everything else on stderr.
+
+Whatever moves (a progress bar) is drawn only where stderr is a terminal that can move; colours
+follow NO_COLOR and FORCE_COLOR, as Rich reads them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from mistral_chat.engine import Finished, PrefillProgress
+
+# C0 and C1 controls but newline and tab: a model must not steer the terminal it is read in.
+_CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (0x09, 0x0A)}
+
+
+class AnswerWriter:
+    """Writes an answer to a stream as it comes, ending it in exactly one newline."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._terminal = stream.isatty()
+        self._held = ""
+
+    def write(self, text: str) -> None:
+        """Write a piece. Newlines at its end wait until it is known that more text follows."""
+        if self._terminal:
+            text = text.translate(_CONTROLS)
+        text = self._held + text
+        body = text.rstrip("\n")
+        self._held = text[len(body) :]
+        if body:
+            self._stream.write(body)
+            self._stream.flush()
+
+    def end(self) -> None:
+        """Write the one newline that ends the answer."""
+        self._held = ""
+        self._stream.write("\n")
+        self._stream.flush()
+
+
+class Notes:
+    """What is said beside the answer, on stderr; nothing but warnings where ``quiet``."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._quiet = quiet
+        # FORCE_COLOR makes Rich take any stream for a terminal; what moves asks the stream itself.
+        moving = self._console.file.isatty() and os.environ.get("TERM") != "dumb"
+        self._moving = moving and not quiet
+
+    def say(self, text: str) -> None:
+        """A line that can be missed, such as the banner."""
+        if not self._quiet:
+            self._console.print(text, style="dim", markup=False)
+
+    def warn(self, text: str) -> None:
+        """A line that should not be missed, such as an error that does not end the session."""
+        self._console.print(text, style="yellow", markup=False)
+
+    @contextmanager
+    def progress(self) -> Iterator[Callable[[str, int, int], None]]:
+        """A bar for as long as the block lasts; a new label starts it over.
+
+        Without a moving terminal each label is said once instead.
+        """
+        if not self._moving:
+            said: set[str] = set()
+
+            def tell(label: str, _done: int, _total: int) -> None:
+                if label not in said:
+                    said.add(label)
+                    self.say(f"{label} ...")
+
+            yield tell
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+        )
+        bar = Progress(*columns, console=self._console, transient=True)
+        task = bar.add_task("", total=None)
+        label_shown = ""
+
+        def draw(label: str, done: int, total: int) -> None:
+            nonlocal label_shown
+            if label != label_shown:
+                label_shown = label
+                bar.reset(task, description=label)
+                bar.start()
+            bar.update(task, completed=done, total=total)
+
+        try:
+            yield draw
+        finally:
+            bar.stop()
+
+    @contextmanager
+    def prefill(self) -> Iterator[tuple[Callable[[PrefillProgress], None], Callable[[], None]]]:
+        """A bar for reading a prompt: a function that moves it, and one that takes it away.
+
+        It appears only once a part of the prompt is left, so short prompts show nothing, and it
+        must be gone before the answer begins.
+        """
+        columns = (TextColumn("Reading"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        bar = Progress(*columns, console=self._console, transient=True, disable=not self._moving)
+        task = bar.add_task("", total=None)
+
+        def draw(event: PrefillProgress) -> None:
+            if event.done < event.total:
+                bar.start()
+            bar.update(task, completed=event.done, total=event.total)
+
+        try:
+            yield draw, bar.stop
+        finally:
+            bar.stop()
+
+
+def timing_line(finished: Finished) -> str:
+    """How long an answer took, in one line."""
+    timings, usage = finished.timings, finished.usage
+    return (
+        f"prompt {usage.prompt_tokens} tokens ({usage.cached_tokens} from the cache), "
+        f"read at {_rate(timings.prefill_tokens, timings.prefill_seconds)}; "
+        f"answer {usage.completion_tokens} tokens, "
+        f"written at {_rate(timings.decode_tokens, timings.decode_seconds)}; "
+        f"seed {finished.seed}"
+    )
+
+
+def _rate(tokens: int, seconds: float) -> str:
+    return f"{tokens / seconds:.1f} tokens/s" if seconds > 0 else "no measurable time"

@@ -1,0 +1,254 @@
+"""The table of settings, and where each value comes from.
+
+A value is taken from the first of: command-line flag, environment, ``config.toml``, default.
+The fields of :class:`Settings` are the table; flags, keys of the file, ``/set`` names and help
+are all read from it, so a default or a name is written once.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from platformdirs import PlatformDirs
+
+from mistral_chat.errors import UsageError
+
+APPLICATION = "mistral-chat"
+HOME_VARIABLE = "MISTRAL_CHAT_HOME"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row of the table: ``kind`` is str, int or float; bounds are inclusive."""
+
+    name: str
+    kind: type
+    default: Any
+    help: str
+    environment: str | None = None
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    sampling: bool = False
+
+    @property
+    def flag(self) -> str:
+        """The command-line flag, such as ``--top-p``."""
+        return "--" + self.name.replace("_", "-")
+
+    def check(self, value: object, place: str) -> Any:
+        """``value`` as this setting's type.
+
+        Raises UsageError, naming ``place`` (where the value was written), if it is not one.
+        """
+        if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if type(value) is not self.kind:
+            wanted = {str: "text", int: "a whole number", float: "a number"}[self.kind]
+            raise UsageError(f"{place}: {self.name} must be {wanted}, not {value!r}.")
+        if self.choices and value not in self.choices:
+            raise UsageError(
+                f"{place}: {self.name} must be {' or '.join(self.choices)}, not {value!r}."
+            )
+        # Written so that a NaN, which compares false with everything, is refused too.
+        if self.minimum is not None and not value >= self.minimum:  # type: ignore[operator]
+            raise UsageError(f"{place}: {self.name} must be at least {self.minimum:g}.")
+        return value
+
+    def parse(self, text: str, place: str) -> Any:
+        """``text``, as typed by a person, as this setting's type; raises UsageError."""
+        value: object = text
+        if self.kind is not str:
+            try:
+                value = self.kind(text)
+            except ValueError:
+                value = text
+        return self.check(value, place)
+
+
+def _row(kind: type, default: Any, text: str, **more: Any) -> Any:
+    return field(default=default, metadata={"kind": kind, "help": text, **more})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting, resolved. ``None`` means: left to the model or to chance.
+
+    >>> Settings().model
+    'smollm2'
+    """
+
+    model: str = _row(
+        str, "smollm2", "Name of a model, or path of one.", environment="MISTRAL_CHAT_MODEL"
+    )
+    context: int = _row(
+        int,
+        4096,
+        "Tokens the context holds, at most; the model may have been made for fewer.",
+        environment="MISTRAL_CHAT_CONTEXT",
+        minimum=1,
+    )
+    threads: int | None = _row(
+        int,
+        None,
+        "Processor threads (default: one for each core).",
+        environment="MISTRAL_CHAT_THREADS",
+        minimum=1,
+    )
+    temperature: float = _row(
+        float, 0.7, "Randomness; 0 always takes the likeliest token.", minimum=0, sampling=True
+    )
+    top_k: int = _row(
+        int, 0, "Choose among this many likeliest tokens; 0 for all.", minimum=0, sampling=True
+    )
+    top_p: float = _row(
+        float, 1.0, "Choose among the likeliest tokens of this total.", minimum=0, sampling=True
+    )
+    min_p: float = _row(
+        float, 0.05, "Drop tokens below this share of the likeliest.", minimum=0, sampling=True
+    )
+    repetition_penalty: float = _row(
+        float, 1.0, "Above 1, words already used become less likely.", minimum=0, sampling=True
+    )
+    seed: int | None = _row(
+        int,
+        None,
+        "Seed of the randomness (default: a new one each time).",
+        minimum=0,
+        sampling=True,
+    )
+    max_tokens: int | None = _row(
+        int,
+        None,
+        "Tokens an answer may have (default: what the context holds).",
+        minimum=1,
+        sampling=True,
+    )
+    system: str | None = _row(str, None, "System prompt (default: the model's own).")
+    kv: str = _row(
+        str, "f16", "How the cache is held; int8 takes half the memory.", choices=("f16", "int8")
+    )
+    prefill: str = _row(
+        str, "exact", "How the prompt is read; fast rounds more.", choices=("exact", "fast")
+    )
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+    def source(self, name: str) -> str:
+        """Where a value was written: a flag, a variable, a file, or ``default``."""
+        return self.sources.get(name, "default")
+
+
+def _rows() -> dict[str, Setting]:
+    return {
+        row.name: Setting(name=row.name, default=row.default, **row.metadata)
+        for row in fields(Settings)
+        if row.default is not MISSING
+    }
+
+
+def setting(name: str) -> Setting:
+    """The row of that name; raises UsageError with the nearest name if there is none.
+
+    >>> setting("top_p").flag
+    '--top-p'
+    """
+    rows = _rows()
+    if name not in rows:
+        raise UsageError(f"There is no setting named {name!r}{nearest(name, rows)}")
+    return rows[name]
+
+
+def sampling_settings() -> tuple[Setting, ...]:
+    """The rows that may change between two answers, in the order of the table."""
+    return tuple(row for row in _rows().values() if row.sampling)
+
+
+def nearest(name: str, names: Mapping[str, object]) -> str:
+    """The end of a sentence about an unknown name: the likeliest of ``names``, or a full stop.
+
+    >>> nearest("temprature", {"temperature": 0, "seed": 1})
+    "; did you mean 'temperature'?"
+    """
+    matches = get_close_matches(name, names, n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else "."
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """The four folders the application writes to; none is made until something is written."""
+
+    config: Path
+    data: Path
+    state: Path
+    cache: Path
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> Paths:
+        """The platform's folders, or four below MISTRAL_CHAT_HOME where that is set."""
+        home = environ.get(HOME_VARIABLE)
+        if home:
+            root = Path(home).expanduser().absolute()
+            return cls(root / "config", root / "data", root / "state", root / "cache")
+        folders = PlatformDirs(APPLICATION, appauthor=False)
+        return cls(
+            folders.user_config_path,
+            folders.user_data_path,
+            folders.user_state_path,
+            folders.user_cache_path,
+        )
+
+    @property
+    def config_file(self) -> Path:
+        """The person's own settings."""
+        return self.config / "config.toml"
+
+    @property
+    def models(self) -> Path:
+        """One folder for each installed model."""
+        return self.data / "models"
+
+    @property
+    def history_file(self) -> Path:
+        """What was typed at the prompt."""
+        return self.state / "history"
+
+
+def _read_config(path: Path) -> dict[str, object]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text; save it as UTF-8.") from error
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not valid TOML: {error}.") from error
+
+
+def resolve(flags: Mapping[str, object], environ: Mapping[str, str], paths: Paths) -> Settings:
+    """Settings from flags (``None`` where not given), environment and the config file.
+
+    Raises UsageError for a broken file, an unknown key or a value of the wrong kind.
+    """
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    rows = _rows()
+    place = str(paths.config_file)
+    for name, value in _read_config(paths.config_file).items():
+        if name not in rows:
+            raise UsageError(f"{place}: there is no setting named {name!r}{nearest(name, rows)}")
+        values[name] = rows[name].check(value, place)
+        sources[name] = place
+    for name, row in rows.items():
+        if row.environment and environ.get(row.environment):
+            values[name] = row.parse(environ[row.environment], row.environment)
+            sources[name] = row.environment
+        if flags.get(name) is not None:
+            values[name] = row.check(flags[name], row.flag)
+            sources[name] = row.flag
+    return Settings(**values, sources=sources)

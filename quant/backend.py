@@ -1,0 +1,169 @@
+"""What a device offers: the steps of a forward pass, recorded once and run for each chunk.
+
+``quant.model`` writes the forward pass by calling these functions in order, one call for each step
+of the network. A backend notes what it has to do; :meth:`Program.run` then does it for any number
+of tokens. So the forward pass is written once, and each device decides how to carry it out:
+``numpy`` calls plain NumPy, ``cpu`` walks a table with all threads in one compiled call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .cache import TILE, KeyValues
+from .config import ModelConfig
+from .errors import ConfigError
+from .qtensor import Floats
+from .weights import Matrix
+
+HEAD_TOKENS = 12
+"""Rows of logits held at once; more are computed in turns."""
+
+_WIDTH, _TOKENS = 64, 12
+"""Buffers are padded to multiples of these, so that kernels may write whole tiles."""
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Room for what is computed between the weights, allocated once for a session.
+
+    T is the longest chunk and D a width, each padded to whole tiles.
+    """
+
+    ids: npt.NDArray[np.int64]  # [T] token ids of the chunk
+    x: Floats  # [T, D hidden] the residual stream
+    delta: Floats  # [T, D hidden] a branch's output, not yet added to x
+    h: Floats  # [T, D widest input] what the next product reads
+    q: Floats  # [T, D heads * head_dim]
+    k: Floats  # [T, D kv heads * head_dim]
+    v: Floats  # [T, D kv heads * head_dim]
+    gate: Floats  # [T, D intermediate]
+    up: Floats  # [T, D intermediate]
+    cosines: Floats  # [T, head_dim / 2]
+    sines: Floats  # [T, head_dim / 2]
+    logits: Floats  # [HEAD_TOKENS, D vocab]
+    chunk: KeyValues  # keys and values of the chunk, one layer after the other
+
+    @classmethod
+    def allocate(cls, config: ModelConfig, tokens: int, kind: str) -> Scratch:
+        """Room for chunks of up to ``tokens`` tokens and a cache of element type ``kind``."""
+        rows = -(-tokens // _TOKENS) * _TOKENS
+        query = config.num_attention_heads * config.head_dim
+        shared = config.num_key_value_heads * config.head_dim
+
+        def room(width: int, count: int = rows) -> Floats:
+            return np.zeros((count, -(-width // _WIDTH) * _WIDTH), np.float32)
+
+        return cls(
+            ids=np.zeros(rows, np.int64),
+            x=room(config.hidden_size),
+            delta=room(config.hidden_size),
+            h=room(max(config.hidden_size, query, config.intermediate_size)),
+            q=room(query),
+            k=room(shared),
+            v=room(shared),
+            gate=room(config.intermediate_size),
+            up=room(config.intermediate_size),
+            cosines=np.zeros((rows, config.head_dim // 2), np.float32),
+            sines=np.zeros((rows, config.head_dim // 2), np.float32),
+            logits=room(config.vocab_size, HEAD_TOKENS),
+            chunk=KeyValues.allocate(config, tokens + TILE - 1, kind),
+        )
+
+
+class Program(Protocol):
+    """A forward pass being recorded, then run.
+
+    ``head`` marks steps of the output head: they work on the tokens whose logits were asked for.
+    ``readers`` are the matrices that multiply a step's output next; a backend may prepare for them.
+    """
+
+    def embed(self, table: Matrix, ids: npt.NDArray[np.int64], x: Floats) -> None:
+        """``x[t] = table[ids[t]]``."""
+
+    def norm(
+        self,
+        x: Floats,
+        delta: Floats | None,
+        weight: Floats,
+        output: Floats,
+        readers: Sequence[Matrix],
+        head: bool = False,
+    ) -> None:
+        """``x += delta``, then ``output = x / rms(x) * weight``; with ``head`` rows start at 0."""
+
+    def matmul(
+        self, x: Floats, products: Sequence[tuple[Matrix, Floats]], head: bool = False
+    ) -> None:
+        """``output = x @ matrix.T`` for each (matrix, output); they may run side by side."""
+
+    def angles(self, cosines: Floats, sines: Floats) -> None:
+        """Cosines and sines of RoPE's angles for the positions of the chunk."""
+
+    def rope(
+        self,
+        q: Floats,
+        k: Floats,
+        v: Floats,
+        cosines: Floats,
+        sines: Floats,
+        ring: KeyValues,
+        chunk: KeyValues,
+    ) -> None:
+        """Rotate q (and scale it by 1/sqrt(head_dim)) and k; write k and v to ring or chunk."""
+
+    def attention(
+        self,
+        q: Floats,
+        ring: KeyValues,
+        window: int | None,
+        chunk: KeyValues,
+        output: Floats,
+        readers: Sequence[Matrix],
+    ) -> None:
+        """Softmax attention of each token over ring and chunk, causal, ``window`` keys at most."""
+
+    def commit(self, chunk: KeyValues, ring: KeyValues) -> None:
+        """Write the chunk's keys and values into the ring, if they are not there yet."""
+
+    def gate(self, gate: Floats, up: Floats, output: Floats, readers: Sequence[Matrix]) -> None:
+        """``output = silu(gate) * up``."""
+
+    def compile(self) -> None:
+        """Make everything ready to run; where kernels are compiled this may take seconds."""
+
+    def is_compiled(self) -> bool:
+        """Whether :meth:`compile` has nothing left to compile on this machine."""
+
+    def run(self, tokens: int, position: int, head_first: int, head_tokens: int) -> None:
+        """Run all steps for ``tokens`` ids at ``position``; logits of ``head_tokens`` tokens."""
+
+    def run_head(self, head_first: int, head_tokens: int) -> None:
+        """Run the output head alone, for more logits of the same chunk."""
+
+
+BACKENDS = ("cpu", "numpy")
+
+
+def new_program(
+    backend: str, config: ModelConfig, tokens: int, planes: int, threads: int
+) -> Program:
+    """An empty program of ``backend`` for chunks of up to ``tokens`` tokens.
+
+    ``planes`` (1 or 2) is the precision of a prompt's activations in bytes. Raises
+    :class:`~quant.errors.ConfigError` for a backend that does not exist.
+    """
+    if backend == "cpu":
+        from .cpu import CpuProgram  # compiled kernels take half a second to import
+
+        return CpuProgram(config, tokens, planes, threads)
+    if backend == "numpy":
+        from .reference import ReferenceProgram
+
+        return ReferenceProgram(config)
+    raise ConfigError(f"There is no backend {backend!r}; there are {', '.join(BACKENDS)}.")

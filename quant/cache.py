@@ -1,0 +1,131 @@
+"""The rolling buffer of keys and values (Mistral 7B, section 2, figure 2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .config import ModelConfig
+from .errors import CacheError
+
+LANES = 16
+"""Positions of a block of keys."""
+
+TILE = 64
+"""Positions that attention takes at once. A ring holds whole tiles, so a tile never wraps."""
+
+STORED: dict[str, np.dtype[Any]] = {
+    "f32": np.dtype(np.float32),
+    "f16": np.dtype(np.uint16),
+    "int8": np.dtype(np.uint8),
+}
+"""Element types: float32; float16, held as its bits; int8 + 128 with a float32 scale."""
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class KeyValues:
+    """Keys and values of one layer, in a number of slots that is a multiple of ``TILE``."""
+
+    keys: Array  # [kv heads, slots / 16, head_dim, 16]
+    values: Array  # [kv heads, slots, head_dim]
+    key_scales: npt.NDArray[np.float32]  # [kv heads, slots] for int8, else [0]
+    value_scales: npt.NDArray[np.float32]  # [kv heads, slots] for int8, else [0]
+
+    @classmethod
+    def allocate(cls, config: ModelConfig, positions: int, kind: str) -> KeyValues:
+        """Zeroed room for ``positions`` or a few more in the element type ``kind``."""
+        heads, size = config.num_key_value_heads, config.head_dim
+        slots = -(-positions // TILE) * TILE
+        scales = (heads, slots) if kind == "int8" else (0,)
+        return cls(
+            np.zeros((heads, slots // LANES, size, LANES), STORED[kind]),
+            np.zeros((heads, slots, size), STORED[kind]),
+            np.zeros(scales, np.float32),
+            np.zeros(scales, np.float32),
+        )
+
+    @property
+    def slots(self) -> int:
+        return int(self.values.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        return sum(
+            array.nbytes for array in (self.keys, self.values, self.key_scales, self.value_scales)
+        )
+
+
+class RollingCache:
+    """Keys and values of every layer, position ``p`` in slot ``p mod slots``.
+
+    A layer with a window of W has W slots, rounded up to whole tiles of 64; one without has as many
+    as the context. Keys are stored after RoPE at their absolute position and never rotated again.
+
+    Example, with tiles of one position: a window of 4 and a chunk of 3 tokens after 6 others.
+    ``position`` is 6 and the slots hold positions 4, 5, 2, 3. Token 6 sees 3 4 5 6, token 8 sees
+    5 6 7 8. The chunk is kept aside, read together with the ring, and written to it *after*, when
+    slots 2, 3 and 0 take 6, 7 and 8; written before, 8 would have overwritten 4, which token 7
+    still needs. ``position`` is now 9 and the slots hold 8, 5, 6, 7. (A single token, or a chunk
+    that overwrites nothing, goes to the ring at once.)
+    """
+
+    def __init__(self, config: ModelConfig, context: int, window: int | None, kind: str) -> None:
+        if kind not in STORED:
+            raise CacheError(f"A cache holds {', '.join(STORED)}, not {kind!r}.")
+        if window is not None and window < 1:
+            raise CacheError("A window must hold at least one token.")
+        self.kind = kind
+        self.context = context
+        self.position = 0
+        self.furthest = 0
+        self.windows = tuple(
+            own if window is None else min(window, own or window) for own in config.windows
+        )
+        self.layers = tuple(
+            KeyValues.allocate(config, min(own or context, context), kind) for own in self.windows
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys, values and scales of all layers."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    def claim(self, tokens: int) -> None:
+        """Say that the next ``tokens`` positions are about to be written.
+
+        Until :meth:`advance` follows they count as overwritten but not as there, so a chunk that
+        was broken off half-way is never trusted.
+        """
+        self._check_held(self.position)
+        self.furthest = max(self.furthest, self.position + tokens)
+
+    def advance(self, tokens: int) -> None:
+        """Note that the ``tokens`` positions that were claimed have been written."""
+        self.position += tokens
+
+    def trim(self, position: int) -> None:
+        """Forget every position from ``position`` on.
+
+        Raises :class:`~quant.errors.CacheError` where the ring has meanwhile overwritten a key that
+        the next token would need; then the ids have to be fed again from the start.
+        """
+        if not 0 <= position <= self.position:
+            raise CacheError(f"Position {position} is not among the {self.position} in the cache.")
+        if position == 0:
+            self.furthest = 0
+        self._check_held(position)
+        self.position = position
+
+    def _check_held(self, position: int) -> None:
+        for layer, window in zip(self.layers, self.windows, strict=True):
+            oldest_held = max(0, self.furthest - layer.slots)
+            oldest_needed = max(0, position - (window or self.context) + 1)
+            if oldest_held > oldest_needed:
+                raise CacheError(
+                    "The rolling buffer has overwritten what came before; feed it again."
+                )

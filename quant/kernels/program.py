@@ -1,0 +1,355 @@
+"""The forward pass as a program: a table of steps that all threads walk through together.
+
+``quant.model`` writes the steps once for a session; :func:`run` then carries them out for each
+chunk of tokens in one call, without returning to Python. A step is a record of addresses and sizes.
+Its work falls into units that threads claim; where the next step reads what this one wrote, all
+threads meet first (``barrier``).
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from ..jit import entry, kernel
+from . import attention, matmul, pointwise
+from .matmul import DECODE_ROWS, EXACT_ROWS, EXACT_TOKENS, FAST_ROWS, FAST_TOKENS
+from .threads import SPACING, atomic_add, pointer_to, wait_for_all
+
+EMBED, NORM, QUANTIZE, MATMUL, FLOAT_MATMUL, ANGLES, ROPE, ATTENTION, COMMIT, GATE = range(10)
+"""What a step does."""
+
+_WHOLE_FIELDS = """
+op barrier head
+bits zero columns rows group_size planes input_columns
+codes scales minimums weight ids
+x x_stride delta delta_stride output output_stride gate up
+high low x_scales x_sums x_totals
+frequencies cosines sines half heads kv_heads
+key value kv_stride
+ring_keys ring_values ring_key_scales ring_value_scales ring_slots window
+chunk_keys chunk_values chunk_key_scales chunk_value_scales chunk_slots
+scratch scratch_stride
+""".split()
+
+STEP = np.dtype(
+    [(name, np.int64) for name in _WHOLE_FIELDS] + [("epsilon", np.float32), ("unused", np.float32)]
+)
+"""One step: addresses of arrays (0: none), sizes in elements. Unused fields are 0."""
+
+TOKEN_BLOCK = 96
+"""Tokens that share a pass over a tile of weights: their bytes stay in the second-level cache."""
+
+ANY = 1 << 40
+"""Length of a view whose bounds are known to whoever wrote the step."""
+
+
+@kernel
+def _view(address, sample):
+    """The array at ``address`` with the element type of ``sample``; empty if there is none."""
+    return numba.carray(pointer_to(address), (ANY if address != 0 else 0,), sample.dtype)
+
+
+@kernel
+def _f32(address):
+    return numba.carray(pointer_to(address), (ANY if address != 0 else 0,), np.float32)
+
+
+@kernel
+def _f64(address):
+    return numba.carray(pointer_to(address), (ANY if address != 0 else 0,), np.float64)
+
+
+@kernel
+def _u16(address):
+    return numba.carray(pointer_to(address), (ANY if address != 0 else 0,), np.uint16)
+
+
+@kernel
+def _u8(address):
+    return numba.carray(pointer_to(address), (ANY if address != 0 else 0,), np.uint8)
+
+
+@kernel
+def _i8(address):
+    return numba.carray(pointer_to(address), (ANY if address != 0 else 0,), np.int8)
+
+
+@kernel
+def _i32(address):
+    return numba.carray(pointer_to(address), (ANY if address != 0 else 0,), np.int32)
+
+
+@kernel
+def _i64(address):
+    return numba.carray(pointer_to(address), (ANY if address != 0 else 0,), np.int64)
+
+
+@kernel
+def _aside(step, tokens, position):
+    """Whether a chunk must be kept aside.
+
+    It must where its end would overwrite keys that its start still sees.
+    """
+    return tokens > 1 and position + tokens > step.ring_slots
+
+
+@kernel
+def _units(step, tokens, position):
+    """Into how many pieces the work of ``step`` on ``tokens`` tokens falls."""
+    if tokens == 0:
+        return 0
+    if step.op == MATMUL:
+        blocks = (step.rows + 15) // 16
+        if tokens == 1:
+            return (blocks + DECODE_ROWS - 1) // DECODE_ROWS
+        rows = EXACT_ROWS if step.planes == 2 else FAST_ROWS
+        return (blocks + rows - 1) // rows * ((tokens + TOKEN_BLOCK - 1) // TOKEN_BLOCK)
+    if step.op == FLOAT_MATMUL:
+        return (step.rows + 15) // 16
+    if step.op == ATTENTION:
+        return tokens * step.kv_heads
+    if step.op == COMMIT:
+        return step.kv_heads if _aside(step, tokens, position) else 0
+    return tokens
+
+
+@kernel
+def _quantize(step, x, x_at, token):
+    if step.group_size > 0:
+        pointwise.quantize_row(
+            x, x_at, step.input_columns, step.group_size, step.planes, token,
+            _i8(step.high), _i8(step.low),
+            _f32(step.x_scales), _i32(step.x_sums), _f32(step.x_totals),
+        )  # fmt: skip
+
+
+@kernel
+def _embed(step, token):
+    row = _i64(step.ids)[token]
+    output = _f32(step.output)
+    at = token * step.output_stride
+    if step.bits == 32:
+        weight = _f32(step.weight)
+        for k in range(step.columns):
+            output[at + k] = weight[row * step.columns + k]
+    elif step.bits == 4:
+        pointwise.embed_row_int4(
+            _u8(step.codes), _u16(step.scales), _u16(step.minimums),
+            step.columns, step.group_size, row, output, at,
+        )  # fmt: skip
+    else:
+        pointwise.embed_row_int8(
+            _u8(step.codes), _u16(step.scales), _u16(step.minimums),
+            step.columns, step.group_size, row, output, at,
+        )  # fmt: skip
+
+
+@kernel
+def _norm(step, token, index):
+    output = _f32(step.output)
+    pointwise.norm_row(
+        _f32(step.x), _f32(step.delta), _f32(step.weight), step.epsilon,
+        token * step.x_stride, token * step.delta_stride, step.columns,
+        output, index * step.output_stride,
+    )  # fmt: skip
+    _quantize(step, output, index * step.output_stride, index)
+
+
+@kernel
+def _gate(step, token):
+    output = _f32(step.output)
+    pointwise.silu_mul_row(
+        _f32(step.gate), _f32(step.up), token * step.x_stride, step.columns,
+        output, token * step.output_stride,
+    )  # fmt: skip
+    _quantize(step, output, token * step.output_stride, token)
+
+
+@kernel
+def _tile(tile, step, block, rows, token):
+    blocks = (step.rows + 15) // 16
+    tile(
+        _u8(step.codes), _u16(step.scales), _u16(step.minimums), np.int32(-step.zero),
+        step.columns, step.group_size, block, min(rows, blocks - block) - 1,
+        _i8(step.high), _i8(step.low), _f32(step.x_scales), _i32(step.x_sums),
+        _f32(step.x_totals), token, _f32(step.output), step.output_stride,
+    )  # fmt: skip
+
+
+@kernel
+def _matmul(step, unit, tokens):
+    if tokens == 1:
+        if step.bits == 4:
+            _tile(matmul.decode_int4, step, unit * DECODE_ROWS, DECODE_ROWS, 0)
+        else:
+            _tile(matmul.decode_int8, step, unit * DECODE_ROWS, DECODE_ROWS, 0)
+        return
+    rows = EXACT_ROWS if step.planes == 2 else FAST_ROWS
+    tiles = ((step.rows + 15) // 16 + rows - 1) // rows
+    start = unit // tiles * TOKEN_BLOCK
+    end = min(start + TOKEN_BLOCK, tokens)
+    block = unit % tiles * rows
+    for token in range(start, end, EXACT_TOKENS if step.planes == 2 else FAST_TOKENS):
+        if step.planes == 2:
+            if step.bits == 4:
+                _tile(matmul.exact_int4, step, block, rows, token)
+            else:
+                _tile(matmul.exact_int8, step, block, rows, token)
+        elif step.bits == 4:
+            _tile(matmul.fast_int4, step, block, rows, token)
+        else:
+            _tile(matmul.fast_int8, step, block, rows, token)
+
+
+@kernel
+def _float_matmul(step, unit, tokens):
+    for row in range(unit * 16, min(unit * 16 + 16, step.rows)):
+        matmul.float_row(
+            _f32(step.weight), step.columns, row, _f32(step.x), step.x_stride,
+            tokens, _f32(step.output), step.output_stride,
+        )  # fmt: skip
+
+
+@kernel
+def _rope(step, token, tokens, position, kv):
+    """Rotate a token's queries and keys; keys and values go to the ring, or aside."""
+    query = _f32(step.x)
+    cosines = _f32(step.cosines)
+    sines = _f32(step.sines)
+    size = 2 * step.half
+    scale = np.float32(1.0 / np.sqrt(np.float64(size)))
+    for head in range(step.heads):
+        at = token * step.x_stride + head * size
+        pointwise.rotate_head(query, at, step.half, cosines, sines, token * step.half, scale)
+    aside = _aside(step, tokens, position)
+    slots = step.chunk_slots if aside else step.ring_slots
+    slot = position % attention.TILE + token if aside else (position + token) % step.ring_slots
+    for head in range(step.kv_heads):
+        attention.store_key_value(
+            _f32(step.key), _f32(step.value), token * step.kv_stride + head * size, size,
+            cosines, sines, token * step.half,
+            _view(step.chunk_keys if aside else step.ring_keys, kv),
+            _view(step.chunk_values if aside else step.ring_values, kv),
+            _f32(step.chunk_key_scales if aside else step.ring_key_scales),
+            _f32(step.chunk_value_scales if aside else step.ring_value_scales),
+            head, slot, slots,
+        )  # fmt: skip
+    if aside and token == 0:
+        # The tile in which the chunk begins is read from aside; it needs its beginning there too.
+        for slot in range(position % attention.TILE):
+            for head in range(step.kv_heads):
+                _copy(step, head, position - position % attention.TILE + slot, slot, False, kv)
+
+
+@kernel
+def _copy(step, head, position, slot, to_ring, kv):
+    """Copy a position between ``slot`` of the chunk and its place in the ring."""
+    ring_keys, chunk_keys = _view(step.ring_keys, kv), _view(step.chunk_keys, kv)
+    ring_values, chunk_values = _view(step.ring_values, kv), _view(step.chunk_values, kv)
+    ring_scales, chunk_scales = _f32(step.ring_key_scales), _f32(step.chunk_key_scales)
+    ring_others, chunk_others = _f32(step.ring_value_scales), _f32(step.chunk_value_scales)
+    place = position % step.ring_slots
+    if to_ring:
+        attention.copy_slot(
+            chunk_keys, chunk_values, chunk_scales, chunk_others, slot, step.chunk_slots,
+            ring_keys, ring_values, ring_scales, ring_others, place, step.ring_slots,
+            head, 2 * step.half,
+        )  # fmt: skip
+    else:
+        attention.copy_slot(
+            ring_keys, ring_values, ring_scales, ring_others, place, step.ring_slots,
+            chunk_keys, chunk_values, chunk_scales, chunk_others, slot, step.chunk_slots,
+            head, 2 * step.half,
+        )  # fmt: skip
+
+
+@kernel
+def _attention(step, unit, tokens, position, kv, thread):
+    """One token and one KV head with all the queries that share it."""
+    token = unit // step.kv_heads
+    head = unit % step.kv_heads
+    group = step.heads // step.kv_heads
+    size = 2 * step.half
+    scores = _f32(step.scratch + 4 * thread * step.scratch_stride)
+    state = _f32(step.scratch + 4 * (thread * step.scratch_stride + group * attention.TILE))
+    output = _f32(step.output)
+    output_at = token * step.output_stride + head * group * size
+    for h in range(group):
+        state[2 * h] = np.float32(attention.UNSEEN)
+        state[2 * h + 1] = np.float32(0)
+    for i in range(group * size):
+        output[output_at + i] = np.float32(0)
+    here = position + token
+    first = max(0, here - step.window + 1) if step.window > 0 else 0
+    begin = position - position % attention.TILE  # of the chunk, where it is kept aside
+    apart = _aside(step, tokens, position)
+    for tile in range(first - first % attention.TILE, here + 1, attention.TILE):
+        aside = apart and tile >= begin
+        slot_at = head * step.chunk_slots + tile - begin
+        if not aside:
+            slot_at = head * step.ring_slots + tile % step.ring_slots
+        attention.attend_tile(
+            _f32(step.x), token * step.x_stride + head * group * size, group, size,
+            _view(step.chunk_keys if aside else step.ring_keys, kv),
+            _view(step.chunk_values if aside else step.ring_values, kv),
+            _f32(step.chunk_key_scales if aside else step.ring_key_scales),
+            _f32(step.chunk_value_scales if aside else step.ring_value_scales),
+            slot_at, max(0, first - tile), min(attention.TILE, here + 1 - tile),
+            scores, state, output, output_at,
+        )  # fmt: skip
+    for h in range(group):
+        inverse = np.float32(1) / state[2 * h + 1]
+        for i in range(size):
+            output[output_at + h * size + i] *= inverse
+
+
+@kernel
+def _commit(step, head, tokens, position, kv):
+    """Write a chunk that was kept aside into the ring; of one longer than the ring, its end."""
+    for token in range(max(0, tokens - step.ring_slots), tokens):
+        _copy(step, head, position + token, position % attention.TILE + token, True, kv)
+
+
+@entry
+def run(program, counters, barrier, thread, threads, tokens, position, head_first, head_tokens, kv):
+    """Carry out ``program`` as thread ``thread`` of ``threads``.
+
+    ``tokens`` ids lie in the ids buffer; the first is at ``position``. Steps of the output head
+    work on ``head_tokens`` tokens from ``head_first`` on. ``counters`` (int64, ``SPACING`` for each
+    step, all 0) and ``barrier`` (int64) are shared. ``kv`` is an empty array of the cache's dtype.
+    """
+    for i in range(program.size):
+        step = program[i]
+        count = head_tokens if step.head else tokens
+        units = _units(step, count, position)
+        while units > 0:
+            unit = atomic_add(counters, i * SPACING, 1)
+            if unit >= units:
+                break
+            if step.op == MATMUL:
+                _matmul(step, unit, count)
+            elif step.op == ATTENTION:
+                _attention(step, unit, count, position, kv, thread)
+            elif step.op == NORM:
+                _norm(step, unit + head_first if step.head else unit, unit)
+            elif step.op == GATE:
+                _gate(step, unit)
+            elif step.op == QUANTIZE:
+                _quantize(step, _f32(step.x), unit * step.x_stride, unit)
+            elif step.op == ROPE:
+                _rope(step, unit, count, position, kv)
+            elif step.op == COMMIT:
+                _commit(step, unit, count, position, kv)
+            elif step.op == FLOAT_MATMUL:
+                _float_matmul(step, unit, count)
+            elif step.op == EMBED:
+                _embed(step, unit)
+            elif step.op == ANGLES:
+                pointwise.rope_angles(
+                    np.float64(position + unit),
+                    numba.carray(pointer_to(step.frequencies), (step.half,), np.float64),
+                    _f32(step.cosines), _f32(step.sines), unit * step.half,
+                )  # fmt: skip
+        if step.barrier:
+            wait_for_all(barrier, threads)

@@ -1,0 +1,228 @@
+"""One transformer: its forward pass, and sessions that read token ids with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from .backend import HEAD_TOKENS, Program, Scratch, new_program
+from .cache import RollingCache
+from .config import ModelConfig
+from .errors import ConfigError, ContextFullError, InputError
+from .qtensor import Floats
+from .weights import Weights
+
+CHUNK = 256
+"""Tokens of a prompt that are read at once; between chunks a reader can stop or show progress."""
+
+PLANES = {"exact": 2, "fast": 1}
+"""Precision of a prompt's activations: two int8 planes (as good as float32), or one."""
+
+
+def record_forward(
+    program: Program, weights: Weights, cache: RollingCache, scratch: Scratch
+) -> None:
+    """The forward pass (Mistral 7B, section 2), step by step.
+
+    The residual stream is ``x``; what a branch computes waits in ``delta`` until the next norm adds
+    it. ``h`` is the input of the next product.
+    """
+    s = scratch
+    program.embed(weights.embedding, s.ids, s.x)
+    program.angles(s.cosines, s.sines)
+    delta = None
+    for layer, ring, window in zip(weights.layers, cache.layers, cache.windows, strict=True):
+        program.norm(s.x, delta, layer.attention_norm, s.h, readers=(layer.q, layer.k, layer.v))
+        program.matmul(s.h, ((layer.q, s.q), (layer.k, s.k), (layer.v, s.v)))
+        program.rope(s.q, s.k, s.v, s.cosines, s.sines, ring, s.chunk)
+        program.attention(s.q, ring, window, s.chunk, s.h, readers=(layer.o,))
+        program.commit(s.chunk, ring)
+        program.matmul(s.h, ((layer.o, s.delta),))
+        program.norm(s.x, s.delta, layer.mlp_norm, s.h, readers=(layer.gate, layer.up))
+        program.matmul(s.h, ((layer.gate, s.gate), (layer.up, s.up)))
+        program.gate(s.gate, s.up, s.h, readers=(layer.down,))
+        program.matmul(s.h, ((layer.down, s.delta),))
+        delta = s.delta
+    program.norm(s.x, delta, weights.norm, s.h, readers=(weights.head,), head=True)
+    program.matmul(s.h, ((weights.head, s.logits),), head=True)
+
+
+class Model:
+    """A loaded model. ``source`` is the name of the file that it came from."""
+
+    def __init__(
+        self, config: ModelConfig, weights: Weights, source: str, identify: Callable[[], str]
+    ) -> None:
+        self.config = config
+        self.weights = weights
+        self.source = source
+        self._identify = identify
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the source file in hexadecimal; a large GGUF takes seconds to read for it."""
+        return self._identify()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights."""
+        return self.weights.nbytes
+
+    def session(
+        self,
+        max_context: int | None = None,
+        window: int | None = None,
+        kv: str = "f16",
+        prefill: str = "exact",
+        *,
+        backend: str = "cpu",
+        threads: int | None = None,
+        chunk: int = CHUNK,
+    ) -> Session:
+        """A new, empty session.
+
+        ``max_context`` is the most tokens it will hold (default: what the model was trained for),
+        ``window`` narrows the model's own sliding window, ``kv`` is the cache's element (``f16``,
+        ``int8``, or ``f32``), ``prefill`` is ``exact`` or ``fast``, ``chunk`` how many ids are read
+        at once. Raises :class:`~quant.errors.ConfigError` for values that cannot be.
+        """
+        return Session(self, max_context, window, kv, prefill, backend, threads, chunk)
+
+
+class Session:
+    """One text being read: the cache of what was fed, and the room to feed more.
+
+    >>> session = model.session(max_context=512)             # doctest: +SKIP
+    >>> logits = session.feed([1, 9690, 198])                # doctest: +SKIP
+    >>> logits.shape, session.position                       # doctest: +SKIP
+    ((49152,), 3)
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        max_context: int | None,
+        window: int | None,
+        kv: str,
+        prefill: str,
+        backend: str,
+        threads: int | None,
+        chunk: int,
+    ) -> None:
+        limit = model.config.max_position_embeddings
+        context = limit if max_context is None else max_context
+        if not 0 < context <= limit:
+            raise ConfigError(f"The context can be 1 to {limit} tokens long, not {context}.")
+        if prefill not in PLANES:
+            raise ConfigError(f"Prefill is {' or '.join(PLANES)}, not {prefill!r}.")
+        if chunk < 1:
+            raise ConfigError(f"A chunk holds at least one token, not {chunk}.")
+        if threads is not None and threads < 1:
+            raise ConfigError(f"At least one thread must compute, not {threads}.")
+        self.model = model
+        self.max_context = context
+        self.chunk = min(chunk, context)
+        self.ids: list[int] = []
+        self.cache = RollingCache(model.config, context, window, kv)
+        self._scratch = Scratch.allocate(model.config, self.chunk, kv)
+        self._program = new_program(
+            backend, model.config, self.chunk, PLANES[prefill], threads or available_processors()
+        )
+        record_forward(self._program, model.weights, self.cache, self._scratch)
+
+    @property
+    def position(self) -> int:
+        """Tokens fed so far; the next one's position."""
+        return self.cache.position
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether kernels are ready, in memory or on disk; else :meth:`compile` takes seconds."""
+        return self._program.is_compiled()
+
+    def compile(self) -> None:
+        """Compile the kernels, or load them; otherwise the first :meth:`feed` does."""
+        self._program.compile()
+
+    def feed(
+        self,
+        ids: Sequence[int],
+        every: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+        cancel: Callable[[], bool] | None = None,
+    ) -> Floats:
+        """Read ``ids`` and return the logits after the last one, float32 [vocab].
+
+        With ``every`` the logits after each id, float32 [len(ids), vocab].
+        ``progress(done, total)`` is called after each chunk; ``cancel()`` is asked between chunks,
+        and where it says yes the logits after what was read so far are returned
+        (:attr:`position` tells).
+
+        Raises :class:`~quant.errors.ContextFullError` before anything is computed if the ids do not
+        fit, :class:`~quant.errors.InputError` for no ids or an id outside the vocabulary.
+        """
+        array = self._checked(ids)
+        kept = []
+        logits = np.empty(0, np.float32)
+        for start in range(0, array.size, self.chunk):
+            part = array[start : start + self.chunk]
+            done = start + part.size
+            last = done == array.size or (cancel is not None and cancel())
+            logits = self._feed_chunk(part, every, last)
+            kept.append(logits)
+            if progress is not None:
+                progress(done, array.size)
+            if last:
+                break
+        return np.concatenate(kept) if every else logits[-1]
+
+    def trim(self, position: int) -> None:
+        """Forget every token from ``position`` on.
+
+        Raises :class:`~quant.errors.CacheError` where the rolling buffer no longer holds what the
+        next token would see; ``trim(0)`` always works.
+        """
+        self.cache.trim(position)
+        del self.ids[position:]
+
+    def _checked(self, ids: Sequence[int]) -> npt.NDArray[np.int64]:
+        array = np.asarray(ids, np.int64)
+        if array.ndim != 1 or array.size == 0:
+            raise InputError("There is nothing to read: no token ids were given.")
+        if array.min() < 0 or array.max() >= self.model.config.vocab_size:
+            raise InputError(
+                f"A token id is outside the model's vocabulary of {self.model.config.vocab_size}."
+            )
+        if self.position + array.size > self.max_context:
+            raise ContextFullError(array.size, self.max_context - self.position)
+        return array
+
+    def _feed_chunk(self, part: npt.NDArray[np.int64], every: bool, last: bool) -> Floats:
+        """Logits [n, vocab]: of every token, of the last one, or of none (n = 0)."""
+        n = part.size
+        first = 0 if every else n - 1
+        wanted = n - first if every or last else 0
+        vocab = self.model.config.vocab_size
+        self._scratch.ids[:n] = part
+        self.cache.claim(n)
+        self._program.run(n, self.position, first, min(wanted, HEAD_TOKENS))
+        logits = np.empty((wanted, vocab), np.float32)
+        for row in range(0, wanted, HEAD_TOKENS):
+            count = min(wanted - row, HEAD_TOKENS)
+            if row:
+                self._program.run_head(first + row, count)
+            logits[row : row + count] = self._scratch.logits[:count, :vocab]
+        self.cache.advance(n)
+        self.ids.extend(part.tolist())
+        return logits
+
+
+def available_processors() -> int:
+    """Processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,14 @@
+"""The command with an engine that answers from FAKE_ANSWERS (a JSON list), for real terminals."""
+
+import json
+import os
+
+from fakes import FakeEngine
+
+from mistral_chat.cli import main
+from mistral_chat.engine import ChatEngine
+
+if __name__ == "__main__":
+    engine = FakeEngine(json.loads(os.environ["FAKE_ANSWERS"]))
+    ChatEngine.open = classmethod(lambda cls, settings, paths, progress: engine)
+    main()

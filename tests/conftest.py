@@ -1,0 +1,30 @@
+"""What every test needs: compiled kernels that are kept from run to run, apart from the user's."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mistral_chat import models
+from mistral_chat.settings import Paths
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    cache = config.cache
+    if cache is not None and "MISTRAL_CHAT_KERNEL_CACHE" not in os.environ:
+        # Tests give each command a home of its own; compiling there each time would take minutes.
+        os.environ["MISTRAL_CHAT_KERNEL_CACHE"] = str(cache.mkdir("kernels"))
+
+
+@pytest.fixture(scope="session")
+def default_model_home(request: pytest.FixtureRequest) -> Path:
+    """A home with the default model, fetched by the product's own code and kept across runs."""
+    cache = request.config.cache
+    if cache is None:
+        raise pytest.UsageError("the tests of the default model need pytest's cache")
+    folder = cache.mkdir("mistral-chat-home")
+    paths = Paths.from_environment({"MISTRAL_CHAT_HOME": str(folder)})
+    models.locate("smollm2", paths, lambda label, done, total: None)
+    return folder

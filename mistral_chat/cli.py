@@ -270,15 +270,23 @@ def _run(arguments: Sequence[str]) -> int:
         typer.echo(f"{error.format_message()} See '{PROGRAM} --help'.", err=True)
         return ExitCode.USAGE
     except (BrokenPipeError, ClosedPipeError):
-        # What is still buffered goes nowhere, so that the interpreter finds nothing to complain
-        # about when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return ExitCode.DONE
     except (QuantError, OSError) as error:
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except OSError:  # a full disk under standard output, most likely the error itself
+            _drop_output()
         typer.echo(sentence(error), err=True)
         return exit_code(error)
     except (KeyboardInterrupt, typer.Abort):
         return ExitCode.INTERRUPTED
+
+
+def _drop_output() -> None:
+    """Send what is still buffered nowhere: the interpreter flushes at exit and would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> None:

@@ -184,15 +184,19 @@ def load_line(typing_context, array, offset):
 
 
 @intrinsic
-def store_i8(typing_context, array, offset, vector):
-    """The low byte of each lane of an ``i32x16`` into 16 bytes."""
+def store_words(typing_context, array, offset, stride, vector):
+    """The low bytes of an ``i32x16`` as four words of 4 bytes, ``stride`` bytes apart."""
 
     def emit(context, builder, signature, arguments):
         pointer = _address(context, builder, signature.args[0], *arguments[:2])
-        _store(builder, builder.trunc(arguments[2], ir.VectorType(_I8, 16)), pointer)
+        octets = builder.trunc(arguments[3], ir.VectorType(_I8, 16))
+        words = builder.bitcast(octets, ir.VectorType(_I32, 4))
+        for i in range(4):
+            _store(builder, builder.extract_element(words, ir.Constant(_I32, i)), pointer)
+            pointer = builder.gep(pointer, [arguments[2]])
         return context.get_dummy_value()
 
-    return types.none(array, types.intp, i32x16), emit
+    return types.none(array, types.intp, types.intp, i32x16), emit
 
 
 @intrinsic

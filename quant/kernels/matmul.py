@@ -64,6 +64,7 @@ def _tile(bits: int, planes: int, row_blocks: int, tokens: int) -> Any:
     """The tile's kernel for weights of ``bits`` and activations in ``planes``."""
     rows = row_blocks
     size = row_blocks * tokens
+    word = 4 * tokens  # bytes from four columns of a tile's tokens to the next four
     columns = 8 if bits == 4 else 4  # of a line
     four_bits = bits == 4
     two_planes = planes == 2
@@ -78,10 +79,10 @@ def _tile(bits: int, planes: int, row_blocks: int, tokens: int) -> Any:
         stride = columns_in // columns * LINE
         line = block * stride
         x = token * columns_in
+        at = token * groups
         sums = zeros_f32(size)
         for group in range(groups):
-            at = token * groups + group
-            totals = start_tile(x_sums, at, groups, zero, rows, tokens)
+            totals = start_tile(x_sums, at, 1, zero, rows, tokens)
             if two_planes:
                 highs = zeros_i32(size)
             for _ in range(group_size // columns):
@@ -90,29 +91,29 @@ def _tile(bits: int, planes: int, row_blocks: int, tokens: int) -> Any:
                     evens = low_nibbles_each(lines)
                     odds = high_nibbles_each(lines)
                     if two_planes:
-                        highs = dot_tile(highs, evens, high, x, columns_in)
-                        totals = dot_tile(totals, evens, low, x, columns_in)
-                        highs = dot_tile(highs, odds, high, x + 4, columns_in)
-                        totals = dot_tile(totals, odds, low, x + 4, columns_in)
+                        highs = dot_tile(highs, evens, high, x, 4)
+                        totals = dot_tile(totals, evens, low, x, 4)
+                        highs = dot_tile(highs, odds, high, x + word, 4)
+                        totals = dot_tile(totals, odds, low, x + word, 4)
                     else:
-                        totals = dot_tile(totals, evens, high, x, columns_in)
-                        totals = dot_tile(totals, odds, high, x + 4, columns_in)
+                        totals = dot_tile(totals, evens, high, x, 4)
+                        totals = dot_tile(totals, odds, high, x + word, 4)
+                elif two_planes:
+                    highs = dot_tile(highs, lines, high, x, 4)
+                    totals = dot_tile(totals, lines, low, x, 4)
                 else:
-                    if two_planes:
-                        highs = dot_tile(highs, lines, high, x, columns_in)
-                        totals = dot_tile(totals, lines, low, x, columns_in)
-                    else:
-                        totals = dot_tile(totals, lines, high, x, columns_in)
+                    totals = dot_tile(totals, lines, high, x, 4)
                 line += LINE
-                x += columns
+                x += columns // 4 * word
             if two_planes:
                 totals = join_planes(highs, totals)
             scale_at = (block * groups + group) * LANES
             weights = load_scales(scales, scale_at, groups * LANES, last, rows)
-            sums = fold_tile(sums, totals, weights, x_scales, at, groups)
+            sums = fold_tile(sums, totals, weights, x_scales, at, 1)
             if minimums.size > 0:
                 weights = load_scales(minimums, scale_at, groups * LANES, last, rows)
-                sums = add_outer_tile(sums, weights, x_totals, at, groups)
+                sums = add_outer_tile(sums, weights, x_totals, at, 1)
+            at += tokens
         start = token * output_stride + block * LANES
         store_tile(output, start, LANES, output_stride, sums, weights)
 

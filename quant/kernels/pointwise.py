@@ -21,7 +21,7 @@ from ..simd import (
     shift_right,
     splat,
     store,
-    store_i8,
+    store_words,
     sum_lanes,
     to_f32,
     to_i32,
@@ -89,11 +89,17 @@ def silu_mul_row(gate, up, at, columns, output, output_at):
 
 
 @kernel
-def quantize_row(x, x_at, columns, group_size, planes, token, high, low, scales, sums, totals):
+def quantize_row(
+    x, x_at, columns, group_size, planes, token, tile, high, low, scales, sums, totals
+):  # fmt: skip
     """A row of float32 into bytes: one or two planes, and for each group its scale and sums.
 
     With two planes ``x ~ scale * (128 * high + low)``, ``high`` in -127..127, ``low`` in -64..63.
     ``sums`` is the sum of the whole numbers, ``totals`` that sum times the scale.
+
+    Tokens lie in tiles of ``tile``, as the products read them: four columns of the first token,
+    the same four of the second, ..., then the next four columns; and one group's scales (sums,
+    totals) of all tokens side by side.
 
     Example: for a group whose largest magnitude is 1.0, two planes have scale 1/16256; 0.5 is
     the whole number 8128 = 128 * 63 + 64, stored as high 64, low -64.
@@ -101,30 +107,34 @@ def quantize_row(x, x_at, columns, group_size, planes, token, high, low, scales,
     groups = columns // group_size
     limit = np.float32(EXACT_LIMIT if planes == 2 else HIGH_LIMIT)
     half = splat(np.int32(64))
-    for group in range(groups):
-        start = x_at + group * group_size
+    lane = token % tile
+    start = x_at
+    to = (token - lane) * columns + 4 * lane
+    at = (token - lane) * groups + lane
+    for _ in range(groups):
         largest = splat(np.float32(0))
-        for k in range(0, group_size, LANES):
-            largest = maximum(absolute(load(x, start + k)), largest)
+        for k in range(start, start + group_size, LANES):
+            largest = maximum(absolute(load(x, k)), largest)
         scale = max_lanes(largest) / limit
         inverse = np.float32(0.0)
         if scale > np.float32(1e-30):
             inverse = np.float32(1.0) / scale
-        to = token * columns + group * group_size
         total = splat(np.int32(0))
-        for k in range(0, group_size, LANES):
-            whole = to_i32(load(x, start + k) * splat(inverse))
+        for k in range(start, start + group_size, LANES):
+            whole = to_i32(load(x, k) * splat(inverse))
             total = total + whole
             if planes == 2:
                 upper = shift_right(whole + half, np.int32(7))
-                store_i8(high, to + k, upper)
-                store_i8(low, to + k, whole - shift_left(upper, np.int32(7)))
+                store_words(high, to, 4 * tile, upper)
+                store_words(low, to, 4 * tile, whole - shift_left(upper, np.int32(7)))
             else:
-                store_i8(high, to + k, whole)
-        at = token * groups + group
+                store_words(high, to, 4 * tile, whole)
+            to += LANES * tile
         scales[at] = scale
         sums[at] = sum_lanes(total)
         totals[at] = scale * np.float32(sums[at])
+        start += group_size
+        at += tile
 
 
 @kernel

@@ -37,7 +37,7 @@ STEP = np.dtype(
 )
 """One step: addresses of arrays (0: none), sizes in elements. Unused fields are 0."""
 
-TOKEN_BLOCK = 96
+TOKEN_BLOCK = 288
 """Tokens that share a pass over a tile of weights: their bytes stay in the second-level cache."""
 
 ANY = 1 << 40
@@ -115,10 +115,19 @@ def _units(step, tokens, position):
 
 
 @kernel
-def _quantize(step, x, x_at, token):
+def _tile_tokens(step, tokens):
+    """Tokens in a tile of the products that read what ``step`` writes."""
+    if tokens == 1:
+        return 1
+    return EXACT_TOKENS if step.planes == 2 else FAST_TOKENS
+
+
+@kernel
+def _quantize(step, x, x_at, token, tokens):
     if step.group_size > 0:
         pointwise.quantize_row(
-            x, x_at, step.input_columns, step.group_size, step.planes, token,
+            x, x_at, step.input_columns, step.group_size,
+            2 if tokens == 1 else step.planes, token, _tile_tokens(step, tokens),
             _i8(step.high), _i8(step.low),
             _f32(step.x_scales), _i32(step.x_sums), _f32(step.x_totals),
         )  # fmt: skip
@@ -146,24 +155,24 @@ def _embed(step, token):
 
 
 @kernel
-def _norm(step, token, index):
+def _norm(step, token, index, tokens):
     output = _f32(step.output)
     pointwise.norm_row(
         _f32(step.x), _f32(step.delta), _f32(step.weight), step.epsilon,
         token * step.x_stride, token * step.delta_stride, step.columns,
         output, index * step.output_stride,
     )  # fmt: skip
-    _quantize(step, output, index * step.output_stride, index)
+    _quantize(step, output, index * step.output_stride, index, tokens)
 
 
 @kernel
-def _gate(step, token):
+def _gate(step, token, tokens):
     output = _f32(step.output)
     pointwise.silu_mul_row(
         _f32(step.gate), _f32(step.up), token * step.x_stride, step.columns,
         output, token * step.output_stride,
     )  # fmt: skip
-    _quantize(step, output, token * step.output_stride, token)
+    _quantize(step, output, token * step.output_stride, token, tokens)
 
 
 @kernel
@@ -190,7 +199,7 @@ def _matmul(step, unit, tokens):
     start = unit // tiles * TOKEN_BLOCK
     end = min(start + TOKEN_BLOCK, tokens)
     block = unit % tiles * rows
-    for token in range(start, end, EXACT_TOKENS if step.planes == 2 else FAST_TOKENS):
+    for token in range(start, end, _tile_tokens(step, tokens)):
         if step.planes == 2:
             if step.bits == 4:
                 _tile(matmul.exact_int4, step, block, rows, token)
@@ -332,11 +341,11 @@ def run(program, counters, barrier, thread, threads, tokens, position, head_firs
             elif step.op == ATTENTION:
                 _attention(step, unit, count, position, kv, thread)
             elif step.op == NORM:
-                _norm(step, unit + head_first if step.head else unit, unit)
+                _norm(step, unit + head_first if step.head else unit, unit, count)
             elif step.op == GATE:
-                _gate(step, unit)
+                _gate(step, unit, count)
             elif step.op == QUANTIZE:
-                _quantize(step, _f32(step.x), unit * step.x_stride, unit)
+                _quantize(step, _f32(step.x), unit * step.x_stride, unit, count)
             elif step.op == ROPE:
                 _rope(step, unit, count, position, kv)
             elif step.op == COMMIT:

@@ -24,7 +24,7 @@ TILES = {
 }
 
 
-def quantized(x: Any, group_size: int, planes: int) -> tuple[Any, ...]:
+def quantized(x: Any, group_size: int, planes: int, tile: int = 1) -> tuple[Any, ...]:
     """The rows of ``x`` in bytes, as the kernel makes them: high, low, scales, sums, totals."""
     tokens, columns = x.shape
     groups = (tokens, columns // group_size)
@@ -33,11 +33,19 @@ def quantized(x: Any, group_size: int, planes: int) -> tuple[Any, ...]:
     sums = np.zeros(groups, np.int32)
     for t in range(tokens):
         pointwise.quantize_row(
-            x.reshape(-1), t * columns, columns, group_size, planes, t,
+            x.reshape(-1), t * columns, columns, group_size, planes, t, tile,
             high.reshape(-1), low.reshape(-1), scales.reshape(-1), sums.reshape(-1),
             totals.reshape(-1),
         )  # fmt: skip
     return high, low, scales, sums, totals
+
+
+def test_tiles_hold_the_words_of_their_tokens_side_by_side() -> None:
+    x = np.random.default_rng(7).standard_normal((6, 128)).astype(np.float32)
+    for plain, tiled in zip(quantized(x, 64, 2), quantized(x, 64, 2, tile=3), strict=True):
+        width = 4 if plain.dtype == np.int8 else 1
+        words = plain.reshape(2, 3, -1, width)
+        np.testing.assert_array_equal(tiled.reshape(2, -1, 3, width), words.swapaxes(1, 2))
 
 
 def product(tile: Any, rows: int, tokens_a_tile: int, weights: Any, planes: int, x: Any) -> Any:
@@ -46,7 +54,7 @@ def product(tile: Any, rows: int, tokens_a_tile: int, weights: Any, planes: int,
     padded = np.zeros((tokens, x.shape[1]), np.float32)
     padded[: x.shape[0]] = x
     group = weights.spec.group_size
-    high, low, scales, sums, totals = quantized(padded, group, planes)
+    high, low, scales, sums, totals = quantized(padded, group, planes, tokens_a_tile)
     blocks = weights.codes.shape[0]
     width = -(-blocks // rows) * rows * 16
     output = np.full((tokens, width), np.nan, np.float32)

@@ -87,6 +87,13 @@ def test_fast_prefill_is_close() -> None:
     assert kl_divergence(exact, fast).mean() < 5e-3
 
 
+def test_single_tokens_are_exact_in_a_fast_session_too() -> None:
+    model = random_model(spec=PACKED)
+    fast, exact = model.session(prefill="fast"), model.session()
+    for token in IDS[:5]:
+        np.testing.assert_array_equal(fast.feed([token]), exact.feed([token]))
+
+
 def test_layers_may_have_windows_of_their_own() -> None:
     config = replace(TINY, windows=(None, 8))
     model = random_model(config)

@@ -16,6 +16,7 @@ from .cache import TILE, KeyValues
 from .config import ModelConfig
 from .jit import is_compiled
 from .kernels import program as steps
+from .kernels.attention import QUERIES, SPLIT
 from .kernels.threads import SPACING
 from .qtensor import Floats, QuantTensor
 from .reference import rope_frequencies
@@ -65,9 +66,11 @@ class CpuProgram:
         self._head_table: npt.NDArray[Any] | None = None
         self._barrier = np.zeros(2 * SPACING, np.int64)
         group = config.num_attention_heads // config.num_key_value_heads
-        self._attention_scratch = np.zeros(
-            (self._crew.threads, -(-group * (TILE + 2) // 16) * 16), np.float32
-        )
+        width = -(-max(group, QUERIES) // 8) * 8
+        # Queries, a split's output and all splits' output; scores; two states; factors.
+        room = width * (3 * config.head_dim + TILE + 5)
+        self._attention_scratch = np.zeros((self._crew.threads, -(-room // 16) * 16), np.float32)
+        self._parts: Floats | None = None
         self._frequencies = rope_frequencies(config)
 
     # Recording.
@@ -177,13 +180,21 @@ class CpuProgram:
             output_stride=output.shape[1],
             scratch=self._address(self._attention_scratch),
             scratch_stride=self._attention_scratch.shape[1],
+            parts=self._address(self._room_for_parts(ring.slots)),
+        )
+        self._add(
+            steps.MERGE,
+            **self._heads(),
+            window=window or 0,
+            output=self._address(output),
+            parts=self._address(self._parts),
         )
         for group_size in _group_sizes(readers):
             self._add(
                 steps.QUANTIZE,
                 **self._bytes_of(columns, group_size),
-                x=self._address(output),
-                x_stride=output.shape[1],
+                output=self._address(output),
+                output_stride=output.shape[1],
             )
 
     def commit(self, chunk: KeyValues, ring: KeyValues) -> None:
@@ -267,8 +278,8 @@ class CpuProgram:
             self._add(
                 steps.QUANTIZE,
                 **self._bytes_of(columns, group_size),
-                x=self._address(output),
-                x_stride=output.shape[1],
+                output=self._address(output),
+                output_stride=output.shape[1],
                 head=fields.get("head", False),
             )
 
@@ -299,7 +310,7 @@ class CpuProgram:
             self._activations[key] = Activation.allocate(self._tokens, columns, group_size)
         activation = self._activations[key]
         return {
-            "input_columns": columns,
+            "columns": columns,
             "group_size": group_size,
             "high": self._address(activation.high),
             "low": self._address(activation.low),
@@ -307,6 +318,14 @@ class CpuProgram:
             "x_sums": self._address(activation.sums),
             "x_totals": self._address(activation.totals),
         }
+
+    def _room_for_parts(self, slots: int) -> Floats:
+        """Room for the splits of a single token: [splits, heads, head_dim + 2], for all layers."""
+        splits = slots // SPLIT + 2
+        if self._parts is None or self._parts.shape[0] < splits:
+            heads, size = self._config.num_attention_heads, self._config.head_dim
+            self._parts = np.zeros((splits, heads, size + 2), np.float32)
+        return self._parts
 
     def _heads(self) -> dict[str, int]:
         return {

@@ -82,6 +82,15 @@ def _load(builder: Any, pointer: Any, kind: ir.Type) -> Any:
     return value
 
 
+def _load_floats(builder: Any, pointer: Any, element: types.Type) -> Any:
+    if element == types.float32:
+        return _load(builder, pointer, f32x16.llvm)
+    if element == types.uint16:
+        return builder.fpext(_load(builder, pointer, ir.VectorType(_F16, 16)), f32x16.llvm)
+    wide = builder.zext(_load(builder, pointer, ir.VectorType(_I8, 16)), i32x16.llvm)
+    return builder.sitofp(builder.sub(wide, _constant(i32x16, 128)), f32x16.llvm)
+
+
 def _store(builder: Any, value: Any, pointer: Any) -> None:
     builder.store(value, builder.bitcast(pointer, value.type.as_pointer())).align = 1
 
@@ -115,12 +124,7 @@ def load(typing_context, array, offset):
 
     def emit(context, builder, signature, arguments):
         pointer = _address(context, builder, signature.args[0], *arguments)
-        if element == types.float32:
-            return _load(builder, pointer, f32x16.llvm)
-        if element == types.uint16:
-            return builder.fpext(_load(builder, pointer, ir.VectorType(_F16, 16)), f32x16.llvm)
-        wide = builder.zext(_load(builder, pointer, ir.VectorType(_I8, 16)), i32x16.llvm)
-        return builder.sitofp(builder.sub(wide, _constant(i32x16, 128)), f32x16.llvm)
+        return _load_floats(builder, pointer, element)
 
     return f32x16(array, types.intp), emit
 
@@ -616,6 +620,54 @@ def add_outer_tile(typing_context, sums, rows, array, offset, stride):
         return context.make_tuple(builder, signature.return_type, floats)
 
     return sums(sums, rows, array, types.intp, types.intp), emit
+
+
+@intrinsic(prefer_literal=True)
+def load_vectors(typing_context, array, offset, stride, count):
+    """``count`` (a constant) times :func:`load`, ``stride`` elements apart, as a tuple."""
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    n = count.literal_value
+    element = array.dtype
+
+    def emit(context, builder, signature, arguments):
+        pointer = _address(context, builder, signature.args[0], *arguments[:2])
+        vectors = []
+        for _ in range(n):
+            vectors.append(_load_floats(builder, pointer, element))
+            pointer = builder.gep(pointer, [arguments[2]])
+        return context.make_tuple(builder, signature.return_type, vectors)
+
+    return types.UniTuple(f32x16, n)(array, types.intp, types.intp, count), emit
+
+
+@intrinsic(prefer_literal=True)
+def load_tile(typing_context, array, offset, stride, factors, factors_at, rows, tokens):
+    """``rows x tokens`` (constants) vectors, each token's rows side by side and times its factor.
+
+    Entry (r, t) is ``array[offset + t * stride + 16 * r]`` and on, times ``factors[factors_at + t]``.
+    """
+    if not (isinstance(rows, types.IntegerLiteral) and isinstance(tokens, types.IntegerLiteral)):
+        return None
+    r, n = rows.literal_value, tokens.literal_value
+
+    def emit(context, builder, signature, arguments):
+        pointer = _address(context, builder, signature.args[0], *arguments[:2])
+        factor = _address(context, builder, signature.args[3], *arguments[3:5])
+        entries = [None] * (r * n)
+        for t in range(n):
+            scale = _splat(builder, builder.load(factor), LANES)
+            for i in range(r):
+                place = builder.gep(pointer, [ir.Constant(arguments[2].type, i * LANES)])
+                entries[i * n + t] = builder.fmul(_load(builder, place, f32x16.llvm), scale)
+            pointer = builder.gep(pointer, [arguments[2]])
+            factor = builder.gep(factor, [ir.Constant(arguments[2].type, 1)])
+        return context.make_tuple(builder, signature.return_type, entries)
+
+    signature = types.UniTuple(f32x16, r * n)(
+        array, types.intp, types.intp, factors, types.intp, rows, tokens
+    )
+    return signature, emit
 
 
 @intrinsic

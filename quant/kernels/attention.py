@@ -1,77 +1,150 @@
 """Grouped-query attention over the rolling buffer and the chunk that is being read.
 
-Keys lie in blocks of 16 positions, dimension by dimension:
-``keys[head, slot // 16, d, slot % 16]``, so that one vector holds one dimension of 16 keys and
-scores need no sum across lanes. Values lie row by row: ``values[head, slot, d]``. Elements are
-float32, float16 (as uint16) or int8 (as ``value + 128`` in uint8, with one scale for each head and
-slot).
+Keys lie in blocks of 16 positions, dimension by dimension: ``keys[head, slot // 16, d, slot % 16]``,
+so that one vector holds one dimension of 16 keys and scores need no sum across lanes. Values lie
+row by row: ``values[head, slot, d]``. Elements are float32, float16 (as uint16) or int8 (as
+``value + 128`` in uint8, with one scale for each head and slot). A key or value is read once for
+all the queries at work: those that share its head, in a prompt those of several tokens.
 
-Positions are taken in *tiles* of 64, tile ``n`` being positions ``64 n`` to ``64 n + 63``, with the
-online softmax: a running maximum, a running sum and a running output, rescaled when a larger score
-comes by. The tiles depend on positions alone and not on how a prompt was cut into chunks, so
-neither does a single bit of the result.
+Positions are taken in *tiles* of 64 with the online softmax (a running maximum, a running sum and a
+running output, rescaled when a larger score comes by), and tiles in *splits* of 256, which start
+anew and are merged in order. So the splits of one token can be shared out among threads. Tiles and
+splits depend on positions alone, not on how a prompt was cut into chunks or who worked on it, and so
+does every bit of the result.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from ..jit import kernel
 from ..simd import (
     LANES,
+    add_outer_tile,
     fma,
     load,
+    load_tile,
+    load_vectors,
     max_lanes,
     maximum,
     splat,
     store,
     store_one,
+    store_tile,
     sum_lanes,
+    zeros_f32,
 )
 from .pointwise import exp, rotate_head
 
 TILE = 64
 """Positions whose scores are computed before their values are added up."""
 
+SPLIT = 256
+"""Positions after which the softmax starts anew, to be merged later."""
+
 UNSEEN = -1e30
 """The score of a key that is not seen; finite, so that no difference is NaN."""
 
+QUERIES = 16
+"""Queries that a prompt's tokens bring together over one pass of keys, or one group's, if more."""
+
+
+def _score_tile(blocks: int, queries: int) -> Any:
+    """Scores of ``blocks`` blocks of 16 keys times ``queries`` queries, in registers."""
+    size_of_tile = blocks * queries
+
+    @kernel
+    def tile(query, query_at, width, size, keys, keys_at, scores, scores_at):
+        """``query`` is [size, width], dimension by dimension; ``scores`` [queries, TILE]."""
+        sums = zeros_f32(size_of_tile)
+        for d in range(size):
+            rows = load_vectors(keys, keys_at + d * LANES, size * LANES, blocks)
+            sums = add_outer_tile(sums, rows, query, query_at + d * width, 1)
+        store_tile(scores, scores_at, LANES, TILE, sums, rows)
+
+    return tile
+
+
+def _value_tile(vectors: int, queries: int) -> Any:
+    """``vectors`` times 16 dimensions of the output of ``queries`` queries, in registers."""
+
+    @kernel
+    def tile(weights, weights_at, start, end, factors, factors_at, values, values_at, size, out, at):
+        """``out = out * factor + sum of weights[j] * values[j]``, j from ``start`` to ``end - 1``.
+
+        ``weights`` is [queries, TILE], ``out`` [queries, size].
+        """
+        sums = load_tile(out, at, size, factors, factors_at, vectors, queries)
+        for j in range(start, end):
+            rows = load_vectors(values, values_at + j * size, LANES, vectors)
+            sums = add_outer_tile(sums, rows, weights, weights_at + j, TILE)
+        store_tile(out, at, LANES, size, sums, load_vectors(out, at, LANES, vectors))
+
+    return tile
+
+
+# Tall tiles for one token's few queries, wide ones for a prompt's many.
+scores_4x4 = _score_tile(4, 4)
+scores_2x8 = _score_tile(2, 8)
+values_4x4 = _value_tile(4, 4)
+values_2x8 = _value_tile(2, 8)
+values_1x8 = _value_tile(1, 8)
+
 
 @kernel
-def tile_scores(query, query_at, size, keys, keys_at, scales, scales_at, scores, scores_at):
-    """Scores of one query against the ``TILE`` keys of 4 blocks; the query carries 1/sqrt(size)."""
-    a = splat(np.float32(0))
-    b = a
-    c = a
-    d = a
-    block = size * LANES
-    for i in range(size):
-        q = splat(query[query_at + i])
-        at = keys_at + i * LANES
-        a = fma(q, load(keys, at), a)
-        b = fma(q, load(keys, at + block), b)
-        c = fma(q, load(keys, at + 2 * block), c)
-        d = fma(q, load(keys, at + 3 * block), d)
-    if scales.size > 0:
-        a = a * load(scales, scales_at)
-        b = b * load(scales, scales_at + LANES)
-        c = c * load(scales, scales_at + 2 * LANES)
-        d = d * load(scales, scales_at + 3 * LANES)
-    store(scores, scores_at, a)
-    store(scores, scores_at + LANES, b)
-    store(scores, scores_at + 2 * LANES, c)
-    store(scores, scores_at + 3 * LANES, d)
+def tile_scores(query, width, queries, size, keys, keys_at, scores):
+    """Scores of ``queries`` queries against a tile of keys, [queries rounded up, TILE]."""
+    if queries <= 4:
+        scores_4x4(query, 0, width, size, keys, keys_at, scores, 0)
+        return
+    for q in range(0, queries, 8):
+        for block in range(0, TILE, 2 * LANES):
+            at = keys_at + block * size
+            scores_2x8(query, q, width, size, keys, at, scores, q * TILE + block)
 
 
 @kernel
-def softmax_tile(scores, at, start, end, state, state_at):
+def tile_values(weights, queries, start, end, factors, values, values_at, size, out):
+    """Add a tile's values to the output of ``queries`` queries."""
+    for q in range(0, queries, 4 if queries <= 4 else 8):
+        d = 0
+        while d < size:
+            w, at = q * TILE, q * size + d
+            if queries <= 4 and d + 4 * LANES <= size:
+                values_4x4(
+                    weights, w, start, end, factors, q, values, values_at + d, size, out, at
+                )
+                d += 4 * LANES
+            elif d + 2 * LANES <= size:
+                values_2x8(
+                    weights, w, start, end, factors, q, values, values_at + d, size, out, at
+                )
+                d += 2 * LANES
+            else:
+                values_1x8(
+                    weights, w, start, end, factors, q, values, values_at + d, size, out, at
+                )
+                d += LANES
+
+
+@kernel
+def softmax_tile(scores, at, start, end, key_scales, value_scales, scales_at, state, state_at):
     """Turn a tile's scores into weights against the running maximum; return the rescaling factor.
 
     Scores before ``start`` and from ``end`` on belong to keys that are not seen; their weight is 0.
-    ``state[state_at]`` is the maximum so far, ``state[state_at + 1]`` the sum so far.
+    ``state[state_at]`` is the maximum so far, ``state[state_at + 1]`` the sum so far. The weights
+    come out times the scales of the values.
     """
+    if start >= end:
+        for i in range(TILE):
+            scores[at + i] = np.float32(0)
+        return np.float32(1)
+    if key_scales.size > 0:
+        for i in range(0, TILE, LANES):
+            store(scores, at + i, load(scores, at + i) * load(key_scales, scales_at + i))
     for i in range(start):
         scores[at + i] = np.float32(UNSEEN)
     for i in range(end, TILE):
@@ -93,44 +166,24 @@ def softmax_tile(scores, at, start, end, state, state_at):
     factor = np.float32(math.exp(before - now))
     state[state_at] = now
     state[state_at + 1] = state[state_at + 1] * factor + sum_lanes(total)
+    if value_scales.size > 0:
+        for i in range(0, TILE, LANES):
+            store(scores, at + i, load(scores, at + i) * load(value_scales, scales_at + i))
     return factor
 
 
 @kernel
-def add_values(
-    scores, at, start, end, factor, values, values_at, size, scales, scales_at, out, out_at
-):
-    """``out = out * factor + sum of scores[j] * values[j]`` over slots ``start`` to ``end - 1``."""
-    if scales.size > 0:
-        for j in range(0, TILE, LANES):
-            store(scores, at + j, load(scores, at + j) * load(scales, scales_at + j))
+def merge(part, part_at, part_state, part_state_at, out, out_at, state, state_at, size):
+    """Add a split's output and softmax state to those of the splits before it."""
+    before = state[state_at]
+    now = max(before, part_state[part_state_at])
+    old = np.float32(math.exp(before - now))
+    new = np.float32(math.exp(part_state[part_state_at] - now))
+    state[state_at] = now
+    state[state_at + 1] = state[state_at + 1] * old + part_state[part_state_at + 1] * new
     for d in range(0, size, LANES):
-        total = load(out, out_at + d) * splat(factor)
-        for j in range(start, end):
-            total = fma(splat(scores[at + j]), load(values, values_at + j * size + d), total)
-        store(out, out_at + d, total)
-
-
-@kernel
-def attend_tile(
-    query, query_at, heads, size, keys, values, key_scales, value_scales, slot_at,
-    start, end, scores, state, out, out_at,
-):  # fmt: skip
-    """Add the tile whose first slot is ``slot_at`` to the running softmax of ``heads`` queries.
-
-    ``slot_at`` counts slots from the beginning of the arrays, heads included.
-    """
-    for h in range(heads):
-        tile_scores(
-            query, query_at + h * size, size, keys, slot_at * size, key_scales, slot_at,
-            scores, h * TILE,
-        )  # fmt: skip
-    for h in range(heads):
-        factor = softmax_tile(scores, h * TILE, start, end, state, 2 * h)
-        add_values(
-            scores, h * TILE, start, end, factor, values, slot_at * size, size,
-            value_scales, slot_at, out, out_at + h * size,
-        )  # fmt: skip
+        kept = load(out, out_at + d) * splat(old)
+        store(out, out_at + d, fma(load(part, part_at + d), splat(new), kept))
 
 
 @kernel

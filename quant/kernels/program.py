@@ -16,12 +16,14 @@ from . import attention, matmul, pointwise
 from .matmul import DECODE_ROWS, EXACT_ROWS, EXACT_TOKENS, FAST_ROWS, FAST_TOKENS
 from .threads import SPACING, atomic_add, pointer_to, wait_for_all
 
-EMBED, NORM, QUANTIZE, MATMUL, FLOAT_MATMUL, ANGLES, ROPE, ATTENTION, COMMIT, GATE = range(10)
+EMBED, NORM, QUANTIZE, MATMUL, FLOAT_MATMUL, ANGLES, ROPE, ATTENTION, MERGE, COMMIT, GATE = range(
+    11
+)
 """What a step does."""
 
 _WHOLE_FIELDS = """
 op barrier head
-bits zero columns rows group_size planes input_columns
+bits zero columns rows group_size planes
 codes scales minimums weight ids
 x x_stride delta delta_stride output output_stride gate up
 high low x_scales x_sums x_totals
@@ -29,7 +31,7 @@ frequencies cosines sines half heads kv_heads
 key value kv_stride
 ring_keys ring_values ring_key_scales ring_value_scales ring_slots window
 chunk_keys chunk_values chunk_key_scales chunk_value_scales chunk_slots
-scratch scratch_stride
+scratch scratch_stride parts
 """.split()
 
 STEP = np.dtype(
@@ -95,6 +97,32 @@ def _aside(step, tokens, position):
 
 
 @kernel
+def _tile_tokens(step, tokens):
+    """Tokens in a tile of the products that read what ``step`` writes."""
+    if tokens == 1:
+        return 1
+    return EXACT_TOKENS if step.planes == 2 else FAST_TOKENS
+
+
+@kernel
+def _first_seen(step, position):
+    """The first position that the token at ``position`` sees."""
+    return max(0, position - step.window + 1) if step.window > 0 else 0
+
+
+@kernel
+def _tokens_together(step, tokens):
+    """Tokens whose queries go through the keys together."""
+    return max(1, min(tokens, attention.QUERIES // (step.heads // step.kv_heads)))
+
+
+@kernel
+def _splits(step, position):
+    """Splits that hold what the token at ``position`` sees."""
+    return position // attention.SPLIT - _first_seen(step, position) // attention.SPLIT + 1
+
+
+@kernel
 def _units(step, tokens, position):
     """Into how many pieces the work of ``step`` on ``tokens`` tokens falls."""
     if tokens == 0:
@@ -108,29 +136,18 @@ def _units(step, tokens, position):
     if step.op == FLOAT_MATMUL:
         return (step.rows + 15) // 16
     if step.op == ATTENTION:
-        return tokens * step.kv_heads
+        together = _tokens_together(step, tokens)
+        shares = _splits(step, position) if tokens == 1 else (tokens + together - 1) // together
+        return shares * step.kv_heads
+    if step.op == MERGE:
+        return step.heads if tokens == 1 else 0
+    if step.op in (NORM, GATE, QUANTIZE):
+        # Whole tiles: their tokens' bytes share cache lines, which two threads would fight over.
+        tile = _tile_tokens(step, tokens)
+        return (tokens + tile - 1) // tile
     if step.op == COMMIT:
         return step.kv_heads if _aside(step, tokens, position) else 0
     return tokens
-
-
-@kernel
-def _tile_tokens(step, tokens):
-    """Tokens in a tile of the products that read what ``step`` writes."""
-    if tokens == 1:
-        return 1
-    return EXACT_TOKENS if step.planes == 2 else FAST_TOKENS
-
-
-@kernel
-def _quantize(step, x, x_at, token, tokens):
-    if step.group_size > 0:
-        pointwise.quantize_row(
-            x, x_at, step.input_columns, step.group_size,
-            2 if tokens == 1 else step.planes, token, _tile_tokens(step, tokens),
-            _i8(step.high), _i8(step.low),
-            _f32(step.x_scales), _i32(step.x_sums), _f32(step.x_totals),
-        )  # fmt: skip
 
 
 @kernel
@@ -155,24 +172,28 @@ def _embed(step, token):
 
 
 @kernel
-def _norm(step, token, index, tokens):
+def _rows(step, unit, tokens, first):
+    """A norm, a gate or bytes alone, for a tile of tokens; a norm reads rows from ``first`` on."""
+    tile = _tile_tokens(step, tokens)
     output = _f32(step.output)
-    pointwise.norm_row(
-        _f32(step.x), _f32(step.delta), _f32(step.weight), step.epsilon,
-        token * step.x_stride, token * step.delta_stride, step.columns,
-        output, index * step.output_stride,
-    )  # fmt: skip
-    _quantize(step, output, index * step.output_stride, index, tokens)
-
-
-@kernel
-def _gate(step, token, tokens):
-    output = _f32(step.output)
-    pointwise.silu_mul_row(
-        _f32(step.gate), _f32(step.up), token * step.x_stride, step.columns,
-        output, token * step.output_stride,
-    )  # fmt: skip
-    _quantize(step, output, token * step.output_stride, token, tokens)
+    for token in range(unit * tile, min(unit * tile + tile, tokens)):
+        at = token * step.output_stride
+        if step.op == NORM:
+            pointwise.norm_row(
+                _f32(step.x), _f32(step.delta), _f32(step.weight), step.epsilon,
+                (first + token) * step.x_stride, (first + token) * step.delta_stride,
+                step.columns, output, at,
+            )  # fmt: skip
+        elif step.op == GATE:
+            pointwise.silu_mul_row(
+                _f32(step.gate), _f32(step.up), token * step.x_stride, step.columns, output, at
+            )
+        if step.group_size > 0:
+            pointwise.quantize_row(
+                output, at, step.columns, step.group_size,
+                2 if tokens == 1 else step.planes, token, tile, _i8(step.high), _i8(step.low),
+                _f32(step.x_scales), _i32(step.x_sums), _f32(step.x_totals),
+            )  # fmt: skip
 
 
 @kernel
@@ -275,42 +296,131 @@ def _copy(step, head, position, slot, to_ring, kv):
 
 @kernel
 def _attention(step, unit, tokens, position, kv, thread):
-    """One token and one KV head with all the queries that share it."""
-    token = unit // step.kv_heads
-    head = unit % step.kv_heads
+    """One KV head: of a prompt some tokens, of a single token one split of what it sees.
+
+    The thread's scratch holds queries [size, width], scores [width, TILE], a split's output
+    [width, size] and state [width, 2], its tokens' [width, size] and [width, 2], factors [width].
+    """
     group = step.heads // step.kv_heads
     size = 2 * step.half
-    scores = _f32(step.scratch + 4 * thread * step.scratch_stride)
-    state = _f32(step.scratch + 4 * (thread * step.scratch_stride + group * attention.TILE))
+    head = unit % step.kv_heads
+    together = _tokens_together(step, tokens)
+    # The last tokens of a prompt see most; they come first, so that no thread ends with them.
+    start = 0
+    if tokens > 1:
+        start = ((tokens + together - 1) // together - 1 - unit // step.kv_heads) * together
+    count = min(together, tokens - start)
+    queries = count * group
+    width = (queries + 7) // 8 * 8
+    scratch = step.scratch + 4 * thread * step.scratch_stride
+    query = _f32(scratch)
+    scores = _f32(scratch + 4 * width * size)
+    part = _f32(scratch + 4 * width * (size + attention.TILE))
+    output = _f32(scratch + 4 * width * (2 * size + attention.TILE))
+    part_state = _f32(scratch + 4 * width * (3 * size + attention.TILE))
+    state = _f32(scratch + 4 * width * (3 * size + attention.TILE + 2))
+    factors = _f32(scratch + 4 * width * (3 * size + attention.TILE + 4))
+    x = _f32(step.x)
+    for q in range(queries):
+        at = (start + q // group) * step.x_stride + (head * group + q % group) * size
+        for d in range(size):
+            query[d * width + q] = x[at + d]
+    first_split = _first_seen(step, position + start) // attention.SPLIT
+    last_split = (position + start + count - 1) // attention.SPLIT
+    if tokens == 1:
+        first_split += unit // step.kv_heads
+        last_split = first_split
+    else:
+        _clear(output, state, queries, size)
+    for split in range(first_split, last_split + 1):
+        _clear(part, part_state, queries, size)
+        _attend_split(
+            step, head, split * attention.SPLIT, start, count, tokens, position, kv,
+            query, width, scores, part, part_state, factors,
+        )  # fmt: skip
+        if tokens > 1:
+            for q in range(queries):
+                attention.merge(
+                    part, q * size, part_state, 2 * q, output, q * size, state, 2 * q, size
+                )
+    if tokens == 1:
+        parts = _f32(step.parts)
+        for q in range(queries):
+            at = (unit // step.kv_heads * step.heads + head * group + q) * (size + 2)
+            parts[at] = part_state[2 * q]
+            parts[at + 1] = part_state[2 * q + 1]
+            for d in range(size):
+                parts[at + 2 + d] = part[q * size + d]
+        return
+    for q in range(queries):
+        at = (start + q // group) * step.output_stride + (head * group + q % group) * size
+        _write_output(step, output, q * size, state[2 * q + 1], at, size)
+
+
+@kernel
+def _write_output(step, source, source_at, total, at, size):
     output = _f32(step.output)
-    output_at = token * step.output_stride + head * group * size
-    for h in range(group):
-        state[2 * h] = np.float32(attention.UNSEEN)
-        state[2 * h + 1] = np.float32(0)
-    for i in range(group * size):
-        output[output_at + i] = np.float32(0)
-    here = position + token
-    first = max(0, here - step.window + 1) if step.window > 0 else 0
+    inverse = np.float32(1) / total
+    for d in range(size):
+        output[at + d] = source[source_at + d] * inverse
+
+
+@kernel
+def _clear(output, state, queries, size):
+    for q in range(queries):
+        state[2 * q] = np.float32(attention.UNSEEN)
+        state[2 * q + 1] = np.float32(0)
+    for i in range(queries * size):
+        output[i] = np.float32(0)
+
+
+@kernel
+def _attend_split(
+    step, head, split, start, count, tokens, position, kv,
+    query, width, scores, part, state, factors,
+):  # fmt: skip
+    """The tiles from position ``split`` on that any of ``count`` tokens from ``start`` on sees."""
+    group = step.heads // step.kv_heads
+    size = 2 * step.half
+    oldest = _first_seen(step, position + start)
+    newest = position + start + count - 1
     begin = position - position % attention.TILE  # of the chunk, where it is kept aside
     apart = _aside(step, tokens, position)
-    for tile in range(first - first % attention.TILE, here + 1, attention.TILE):
+    for tile in range(split, min(split + attention.SPLIT, newest + 1), attention.TILE):
+        if tile + attention.TILE <= oldest:
+            continue
         aside = apart and tile >= begin
-        slot_at = head * step.chunk_slots + tile - begin
+        slot = head * step.chunk_slots + tile - begin
         if not aside:
-            slot_at = head * step.ring_slots + tile % step.ring_slots
-        attention.attend_tile(
-            _f32(step.x), token * step.x_stride + head * group * size, group, size,
-            _view(step.chunk_keys if aside else step.ring_keys, kv),
-            _view(step.chunk_values if aside else step.ring_values, kv),
-            _f32(step.chunk_key_scales if aside else step.ring_key_scales),
-            _f32(step.chunk_value_scales if aside else step.ring_value_scales),
-            slot_at, max(0, first - tile), min(attention.TILE, here + 1 - tile),
-            scores, state, output, output_at,
+            slot = head * step.ring_slots + tile % step.ring_slots
+        keys = _view(step.chunk_keys if aside else step.ring_keys, kv)
+        values = _view(step.chunk_values if aside else step.ring_values, kv)
+        key_scales = _f32(step.chunk_key_scales if aside else step.ring_key_scales)
+        value_scales = _f32(step.chunk_value_scales if aside else step.ring_value_scales)
+        attention.tile_scores(query, width, count * group, size, keys, slot * size, scores)
+        for q in range(count * group):
+            here = position + start + q // group
+            factors[q] = attention.softmax_tile(
+                scores, q * attention.TILE,
+                max(0, _first_seen(step, here) - tile), min(attention.TILE, here + 1 - tile),
+                key_scales, value_scales, slot, state, 2 * q,
+            )  # fmt: skip
+        attention.tile_values(
+            scores, count * group, max(0, oldest - tile), min(attention.TILE, newest + 1 - tile),
+            factors, values, slot * size, size, part,
         )  # fmt: skip
-    for h in range(group):
-        inverse = np.float32(1) / state[2 * h + 1]
-        for i in range(size):
-            output[output_at + h * size + i] *= inverse
+
+
+@kernel
+def _merge(step, head, position):
+    """Merge the splits of a single token's query head."""
+    size = 2 * step.half
+    parts = _f32(step.parts)
+    at = head * (size + 2)
+    for split in range(1, _splits(step, position)):
+        other = (split * step.heads + head) * (size + 2)
+        attention.merge(parts, other + 2, parts, other, parts, at + 2, parts, at, size)
+    _write_output(step, parts, at + 2, parts[at + 1], head * size, size)
 
 
 @kernel
@@ -340,14 +450,12 @@ def run(program, counters, barrier, thread, threads, tokens, position, head_firs
                 _matmul(step, unit, count)
             elif step.op == ATTENTION:
                 _attention(step, unit, count, position, kv, thread)
-            elif step.op == NORM:
-                _norm(step, unit + head_first if step.head else unit, unit, count)
-            elif step.op == GATE:
-                _gate(step, unit, count)
-            elif step.op == QUANTIZE:
-                _quantize(step, _f32(step.x), unit * step.x_stride, unit, count)
+            elif step.op in (NORM, GATE, QUANTIZE):
+                _rows(step, unit, count, head_first if step.head else 0)
             elif step.op == ROPE:
                 _rope(step, unit, count, position, kv)
+            elif step.op == MERGE:
+                _merge(step, unit, position)
             elif step.op == COMMIT:
                 _commit(step, unit, count, position, kv)
             elif step.op == FLOAT_MATMUL:

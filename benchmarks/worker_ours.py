@@ -1,0 +1,98 @@
+"""The worker that measures our engine, and the memory's speed. ``against_llama_cpp.py`` starts it.
+
+Requests: ``{"load": {"model", "layers", "bits", "group_size", "symmetric", "threads"}}``,
+``{"open": {"kv", "precision"}, "test": ...}``, ``{"test": ...}``, ``{"probe": true}``. A test is
+``{"test": "prefill" or "decode", "tokens", "depth"}``.
+"""
+
+from __future__ import annotations
+
+import time
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+from protocol import serve
+
+import quant
+from quant import bench
+
+
+class Ours:
+    """One model and one session of it."""
+
+    def __init__(self) -> None:
+        self._model: quant.Model
+        self._session: quant.Session
+        self._threads = 0
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Carry out one request."""
+        if "load" in request:
+            return self._load(**request["load"])
+        if "open" in request:
+            return self._open(**request["open"], test=request["test"])
+        if "probe" in request:
+            return {"gigabytes_per_second": bench.read_bandwidth(self._threads)}
+        return {"seconds": self._measure(**request["test"])}
+
+    def _load(
+        self,
+        model: str,
+        layers: int,
+        bits: int,
+        group_size: int,
+        symmetric: bool,
+        threads: int,
+    ) -> dict[str, Any]:
+        """Load a file, or make a random model where ``model`` is the name of a geometry."""
+        self._threads = threads
+        if model in bench.GEOMETRIES:
+            spec = quant.QuantSpec(bits, group_size, symmetric)
+            self._model = bench.random_model(model, layers, spec)
+        else:
+            self._model = quant.load(model)
+        return {
+            "versions": {name: _version(name) for name in ("mistral-chat", "numba", "numpy")},
+            "weight_bytes": self._model.weight_bytes,
+        }
+
+    def _open(self, kv: str, precision: str, test: dict[str, Any]) -> dict[str, Any]:
+        """Make the session, run the test once to warm up, and say what a token reads."""
+        depth = test["depth"]
+        self._session = self._model.session(
+            depth + test["tokens"], kv=kv, prefill=precision, threads=self._threads
+        )
+        self._session.compile()
+        self._measure(**test)
+        cache = self._session.cache
+        filled = sum(
+            layer.nbytes * min(depth, layer.slots) // layer.slots for layer in cache.layers
+        )
+        return {"bytes_per_token": self._model.weights.bytes_per_token + filled}
+
+    def _measure(self, test: str, tokens: int, depth: int) -> float:
+        """Seconds for ``tokens`` tokens after ``depth``, whose keys are left as they are."""
+        session = self._session
+        session.trim(0)
+        session.cache.claim(depth)
+        session.cache.advance(depth)
+        ids: Any = np.arange(tokens) % self._model.config.vocab_size
+        start = time.perf_counter()
+        if test == "prefill":
+            session.feed(ids)
+        else:
+            for token in ids:
+                session.feed([token])
+        return time.perf_counter() - start
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+if __name__ == "__main__":
+    serve(Ours().answer)

@@ -21,8 +21,8 @@ from .errors import ConfigError
 from .qtensor import Floats
 from .weights import Matrix
 
-HEAD_TOKENS = 12
-"""Rows of logits held at once; more are computed in turns."""
+HEAD_TOKENS = 48
+"""Rows of logits held at once, and so the longest chunk of which every token's are wanted."""
 
 _WIDTH, _TOKENS = 64, 12
 """Buffers are padded to multiples of these, so that kernels may write whole tiles."""
@@ -79,7 +79,8 @@ class Scratch:
 class Program(Protocol):
     """A forward pass being recorded, then run.
 
-    ``head`` marks steps of the output head: they work on the tokens whose logits were asked for.
+    ``head`` marks steps that only serve the logits: they work on the tokens whose logits were asked
+    for, and their rows are those tokens alone, but for ``q`` and ``x``, which hold the whole chunk.
     ``readers`` are the matrices that multiply a step's output next; a backend may prepare for them.
     """
 
@@ -95,7 +96,7 @@ class Program(Protocol):
         readers: Sequence[Matrix],
         head: bool = False,
     ) -> None:
-        """``x += delta``, then ``output = x / rms(x) * weight``; with ``head`` rows start at 0."""
+        """``x += delta``, then ``output = x / rms(x) * weight``."""
 
     def matmul(
         self, x: Floats, products: Sequence[tuple[Matrix, Floats]], head: bool = False
@@ -125,13 +126,21 @@ class Program(Protocol):
         chunk: KeyValues,
         output: Floats,
         readers: Sequence[Matrix],
+        head: bool = False,
     ) -> None:
         """Softmax attention of each token over ring and chunk, causal, ``window`` keys at most."""
 
     def commit(self, chunk: KeyValues, ring: KeyValues) -> None:
         """Write the chunk's keys and values into the ring, if they are not there yet."""
 
-    def gate(self, gate: Floats, up: Floats, output: Floats, readers: Sequence[Matrix]) -> None:
+    def gate(
+        self,
+        gate: Floats,
+        up: Floats,
+        output: Floats,
+        readers: Sequence[Matrix],
+        head: bool = False,
+    ) -> None:
         """``output = silu(gate) * up``."""
 
     def compile(self) -> None:
@@ -142,9 +151,6 @@ class Program(Protocol):
 
     def run(self, tokens: int, position: int, head_first: int, head_tokens: int) -> None:
         """Run all steps for ``tokens`` ids at ``position``; logits of ``head_tokens`` tokens."""
-
-    def run_head(self, head_first: int, head_tokens: int) -> None:
-        """Run the output head alone, for more logits of the same chunk."""
 
 
 BACKENDS = ("cpu", "numpy")

@@ -63,7 +63,6 @@ class CpuProgram:
         self._crew = Crew(threads)
         self._kv = np.empty(0, np.float32)
         self._table: npt.NDArray[Any] | None = None
-        self._head_table: npt.NDArray[Any] | None = None
         self._barrier = np.zeros(2 * SPACING, np.int64)
         group = config.num_attention_heads // config.num_key_value_heads
         width = -(-max(group, QUERIES) // 8) * 8
@@ -166,6 +165,7 @@ class CpuProgram:
         chunk: KeyValues,
         output: Floats,
         readers: Sequence[Matrix],
+        head: bool = False,
     ) -> None:
         columns = self._config.num_attention_heads * self._config.head_dim
         self._add(
@@ -181,6 +181,7 @@ class CpuProgram:
             scratch=self._address(self._attention_scratch),
             scratch_stride=self._attention_scratch.shape[1],
             parts=self._address(self._room_for_parts(ring.slots)),
+            head=head,
         )
         self._add(
             steps.MERGE,
@@ -188,6 +189,7 @@ class CpuProgram:
             window=window or 0,
             output=self._address(output),
             parts=self._address(self._parts),
+            head=head,
         )
         for group_size in _group_sizes(readers):
             self._add(
@@ -195,6 +197,7 @@ class CpuProgram:
                 **self._bytes_of(columns, group_size),
                 output=self._address(output),
                 output_stride=output.shape[1],
+                head=head,
             )
 
     def commit(self, chunk: KeyValues, ring: KeyValues) -> None:
@@ -205,13 +208,21 @@ class CpuProgram:
             **self._slots("chunk", chunk),
         )
 
-    def gate(self, gate: Floats, up: Floats, output: Floats, readers: Sequence[Matrix]) -> None:
+    def gate(
+        self,
+        gate: Floats,
+        up: Floats,
+        output: Floats,
+        readers: Sequence[Matrix],
+        head: bool = False,
+    ) -> None:
         self._quantized(
             steps.GATE,
             output,
             readers,
             gate=self._address(gate),
             up=self._address(up),
+            head=head,
             x_stride=gate.shape[1],
             columns=self._config.intermediate_size,
         )
@@ -222,11 +233,6 @@ class CpuProgram:
         if self._table is None:
             self._table = self._assemble(self._steps)
         self._walk(self._table, tokens, position, head_first, head_tokens)
-
-    def run_head(self, head_first: int, head_tokens: int) -> None:
-        if self._head_table is None:
-            self._head_table = self._assemble([step for step in self._steps if step.get("head")])
-        self._walk(self._head_table, 0, 0, head_first, head_tokens)
 
     def compile(self) -> None:
         self._walk(np.zeros(0, steps.STEP), 0, 0, 0, 0)

@@ -36,16 +36,20 @@ def record_forward(
     program.angles(s.cosines, s.sines)
     delta = None
     for layer, ring, window in zip(weights.layers, cache.layers, cache.windows, strict=True):
+        # What comes after the last layer's keys and values serves the logits alone.
+        head = layer is weights.layers[-1]
         program.norm(s.x, delta, layer.attention_norm, s.h, readers=(layer.q, layer.k, layer.v))
         program.matmul(s.h, ((layer.q, s.q), (layer.k, s.k), (layer.v, s.v)))
         program.rope(s.q, s.k, s.v, s.cosines, s.sines, ring, s.chunk)
-        program.attention(s.q, ring, window, s.chunk, s.h, readers=(layer.o,))
+        program.attention(s.q, ring, window, s.chunk, s.h, readers=(layer.o,), head=head)
         program.commit(s.chunk, ring)
-        program.matmul(s.h, ((layer.o, s.delta),))
-        program.norm(s.x, s.delta, layer.mlp_norm, s.h, readers=(layer.gate, layer.up))
-        program.matmul(s.h, ((layer.gate, s.gate), (layer.up, s.up)))
-        program.gate(s.gate, s.up, s.h, readers=(layer.down,))
-        program.matmul(s.h, ((layer.down, s.delta),))
+        program.matmul(s.h, ((layer.o, s.delta),), head=head)
+        program.norm(
+            s.x, s.delta, layer.mlp_norm, s.h, readers=(layer.gate, layer.up), head=head
+        )
+        program.matmul(s.h, ((layer.gate, s.gate), (layer.up, s.up)), head=head)
+        program.gate(s.gate, s.up, s.h, readers=(layer.down,), head=head)
+        program.matmul(s.h, ((layer.down, s.delta),), head=head)
         delta = s.delta
     program.norm(s.x, delta, weights.norm, s.h, readers=(weights.head,), head=True)
     program.matmul(s.h, ((weights.head, s.logits),), head=True)
@@ -168,8 +172,9 @@ class Session:
         array = self._checked(ids)
         kept = []
         logits = np.empty(0, np.float32)
-        for start in range(0, array.size, self.chunk):
-            part = array[start : start + self.chunk]
+        chunk = min(self.chunk, HEAD_TOKENS) if every else self.chunk
+        for start in range(0, array.size, chunk):
+            part = array[start : start + chunk]
             done = start + part.size
             last = done == array.size or (cancel is not None and cancel())
             logits = self._feed_chunk(part, every, last)
@@ -204,21 +209,13 @@ class Session:
     def _feed_chunk(self, part: npt.NDArray[np.int64], every: bool, last: bool) -> Floats:
         """Logits [n, vocab]: of every token, of the last one, or of none (n = 0)."""
         n = part.size
-        first = 0 if every else n - 1
-        wanted = n - first if every or last else 0
-        vocab = self.model.config.vocab_size
+        wanted = n if every else int(last)
         self._scratch.ids[:n] = part
         self.cache.claim(n)
-        self._program.run(n, self.position, first, min(wanted, HEAD_TOKENS))
-        logits = np.empty((wanted, vocab), np.float32)
-        for row in range(0, wanted, HEAD_TOKENS):
-            count = min(wanted - row, HEAD_TOKENS)
-            if row:
-                self._program.run_head(first + row, count)
-            logits[row : row + count] = self._scratch.logits[:count, :vocab]
+        self._program.run(n, self.position, n - wanted, wanted)
         self.cache.advance(n)
         self.ids.extend(part.tolist())
-        return logits
+        return self._scratch.logits[:wanted, : self.model.config.vocab_size].copy()
 
 
 def available_processors() -> int:

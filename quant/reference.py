@@ -23,6 +23,10 @@ class Chunk:
     head_first: int
     head_tokens: int
 
+    def rows(self, head: bool) -> tuple[int, int]:
+        """First token and number of tokens that a step works on."""
+        return (self.head_first, self.head_tokens) if head else (0, self.tokens)
+
 
 def rope_frequencies(config: ModelConfig) -> npt.NDArray[np.float64]:
     """RoPE's radians a position, float64 [head_dim / 2]: ``theta ** (-2 i / head_dim)``."""
@@ -134,8 +138,7 @@ class ReferenceProgram:
 
     def __init__(self, config: ModelConfig) -> None:
         self._config = config
-        self._body: list[Callable[[Chunk], None]] = []
-        self._head: list[Callable[[Chunk], None]] = []
+        self._steps: list[Callable[[Chunk], None]] = []
 
     def embed(self, table: Matrix, ids: npt.NDArray[np.int64], x: Floats) -> None:
         floats = as_floats(table)
@@ -143,7 +146,7 @@ class ReferenceProgram:
         def step(chunk: Chunk) -> None:
             x[: chunk.tokens, : floats.shape[1]] = floats[ids[: chunk.tokens]]
 
-        self._body.append(step)
+        self._steps.append(step)
 
     def norm(
         self,
@@ -157,14 +160,13 @@ class ReferenceProgram:
         width = weight.size
 
         def step(chunk: Chunk) -> None:
-            first = chunk.head_first if head else 0
-            count = chunk.head_tokens if head else chunk.tokens
+            first, count = chunk.rows(head)
             rows = x[first : first + count, :width]
             if delta is not None:
-                rows += delta[first : first + count, :width]
+                rows += delta[:count, :width]
             output[:count, :width] = rms_norm(rows, weight, self._config.rms_norm_eps)
 
-        (self._head if head else self._body).append(step)
+        self._steps.append(step)
 
     def matmul(
         self, x: Floats, products: Sequence[tuple[Matrix, Floats]], head: bool = False
@@ -172,12 +174,12 @@ class ReferenceProgram:
         floats = [(as_floats(matrix), output) for matrix, output in products]
 
         def step(chunk: Chunk) -> None:
-            count = chunk.head_tokens if head else chunk.tokens
+            _, count = chunk.rows(head)
             for matrix, output in floats:
                 rows, columns = matrix.shape
                 output[:count, :rows] = x[:count, :columns] @ matrix.T
 
-        (self._head if head else self._body).append(step)
+        self._steps.append(step)
 
     def angles(self, cosines: Floats, sines: Floats) -> None:
         frequencies = rope_frequencies(self._config)
@@ -187,7 +189,7 @@ class ReferenceProgram:
             cosines[: chunk.tokens] = np.cos(angles)
             sines[: chunk.tokens] = np.sin(angles)
 
-        self._body.append(step)
+        self._steps.append(step)
 
     def rope(
         self,
@@ -212,7 +214,7 @@ class ReferenceProgram:
             slots = run.position % TILE + np.arange(n)
             store_slots(chunk, slots, rotate(key, cosines[:n], sines[:n]), value)
 
-        self._body.append(step)
+        self._steps.append(step)
 
     def attention(
         self,
@@ -222,16 +224,18 @@ class ReferenceProgram:
         chunk: KeyValues,
         output: Floats,
         readers: Sequence[Matrix],
+        head: bool = False,
     ) -> None:
         heads, size = self._config.num_attention_heads, self._config.head_dim
 
         def step(run: Chunk) -> None:
             n = run.tokens
             query = q[:n, : heads * size].reshape(n, heads, size)
-            result = attend(query, run.position, ring, window, chunk)
-            output[:n, : heads * size] = result.reshape(n, -1)
+            first, count = run.rows(head)
+            result = attend(query, run.position, ring, window, chunk)[first : first + count]
+            output[:count, : heads * size] = result.reshape(count, -1)
 
-        self._body.append(step)
+        self._steps.append(step)
 
     def commit(self, chunk: KeyValues, ring: KeyValues) -> None:
         def step(run: Chunk) -> None:
@@ -244,16 +248,23 @@ class ReferenceProgram:
                 ring.key_scales[:, to] = chunk.key_scales[:, at]
                 ring.value_scales[:, to] = chunk.value_scales[:, at]
 
-        self._body.append(step)
+        self._steps.append(step)
 
-    def gate(self, gate: Floats, up: Floats, output: Floats, readers: Sequence[Matrix]) -> None:
+    def gate(
+        self,
+        gate: Floats,
+        up: Floats,
+        output: Floats,
+        readers: Sequence[Matrix],
+        head: bool = False,
+    ) -> None:
         width = self._config.intermediate_size
 
         def step(chunk: Chunk) -> None:
-            n = chunk.tokens
+            _, n = chunk.rows(head)
             output[:n, :width] = silu_mul(gate[:n, :width], up[:n, :width])
 
-        self._body.append(step)
+        self._steps.append(step)
 
     def compile(self) -> None:
         """Nothing: NumPy is compiled."""
@@ -263,11 +274,5 @@ class ReferenceProgram:
 
     def run(self, tokens: int, position: int, head_first: int, head_tokens: int) -> None:
         chunk = Chunk(tokens, position, head_first, head_tokens)
-        for step in self._body:
+        for step in self._steps:
             step(chunk)
-        if head_tokens:
-            self.run_head(head_first, head_tokens)
-
-    def run_head(self, head_first: int, head_tokens: int) -> None:
-        for step in self._head:
-            step(Chunk(0, 0, head_first, head_tokens))

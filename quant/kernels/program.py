@@ -123,8 +123,11 @@ def _splits(step, position):
 
 
 @kernel
-def _units(step, tokens, position):
-    """Into how many pieces the work of ``step`` on ``tokens`` tokens falls."""
+def _units(step, first, tokens, chunk, position):
+    """Into how many pieces the work of ``step`` on ``tokens`` tokens from ``first`` on falls.
+
+    They belong to a chunk of ``chunk`` tokens at ``position``.
+    """
     if tokens == 0:
         return 0
     if step.op == MATMUL:
@@ -137,7 +140,7 @@ def _units(step, tokens, position):
         return (step.rows + 15) // 16
     if step.op == ATTENTION:
         together = _tokens_together(step, tokens)
-        shares = _splits(step, position) if tokens == 1 else (tokens + together - 1) // together
+        shares = _splits(step, position + first) if tokens == 1 else (tokens + together - 1) // together
         return shares * step.kv_heads
     if step.op == MERGE:
         return step.heads if tokens == 1 else 0
@@ -146,7 +149,7 @@ def _units(step, tokens, position):
         tile = _tile_tokens(step, tokens)
         return (tokens + tile - 1) // tile
     if step.op == COMMIT:
-        return step.kv_heads if _aside(step, tokens, position) else 0
+        return step.kv_heads if _aside(step, chunk, position) else 0
     return tokens
 
 
@@ -173,7 +176,10 @@ def _embed(step, token):
 
 @kernel
 def _rows(step, unit, tokens, first):
-    """A norm, a gate or bytes alone, for a tile of tokens; a norm reads rows from ``first`` on."""
+    """A norm, a gate or bytes alone, for a tile of tokens.
+
+    The residual stream has a row for each token of the chunk, and is read from row ``first`` on.
+    """
     tile = _tile_tokens(step, tokens)
     output = _f32(step.output)
     for token in range(unit * tile, min(unit * tile + tile, tokens)):
@@ -181,7 +187,7 @@ def _rows(step, unit, tokens, first):
         if step.op == NORM:
             pointwise.norm_row(
                 _f32(step.x), _f32(step.delta), _f32(step.weight), step.epsilon,
-                (first + token) * step.x_stride, (first + token) * step.delta_stride,
+                (first + token) * step.x_stride, token * step.delta_stride,
                 step.columns, output, at,
             )  # fmt: skip
         elif step.op == GATE:
@@ -295,7 +301,7 @@ def _copy(step, head, position, slot, to_ring, kv):
 
 
 @kernel
-def _attention(step, unit, tokens, position, kv, thread):
+def _attention(step, unit, first, tokens, chunk, position, kv, thread):
     """One KV head: of a prompt some tokens, of a single token one split of what it sees.
 
     The thread's scratch holds queries [size, width], scores [width, TILE], a split's output
@@ -322,11 +328,11 @@ def _attention(step, unit, tokens, position, kv, thread):
     factors = _f32(scratch + 4 * width * (3 * size + attention.TILE + 4))
     x = _f32(step.x)
     for q in range(queries):
-        at = (start + q // group) * step.x_stride + (head * group + q % group) * size
+        at = (first + start + q // group) * step.x_stride + (head * group + q % group) * size
         for d in range(size):
             query[d * width + q] = x[at + d]
-    first_split = _first_seen(step, position + start) // attention.SPLIT
-    last_split = (position + start + count - 1) // attention.SPLIT
+    first_split = _first_seen(step, position + first + start) // attention.SPLIT
+    last_split = (position + first + start + count - 1) // attention.SPLIT
     if tokens == 1:
         first_split += unit // step.kv_heads
         last_split = first_split
@@ -335,7 +341,7 @@ def _attention(step, unit, tokens, position, kv, thread):
     for split in range(first_split, last_split + 1):
         _clear(part, part_state, queries, size)
         _attend_split(
-            step, head, split * attention.SPLIT, start, count, tokens, position, kv,
+            step, head, split * attention.SPLIT, first + start, count, chunk, position, kv,
             query, width, scores, part, part_state, factors,
         )  # fmt: skip
         if tokens > 1:
@@ -376,7 +382,7 @@ def _clear(output, state, queries, size):
 
 @kernel
 def _attend_split(
-    step, head, split, start, count, tokens, position, kv,
+    step, head, split, start, count, chunk, position, kv,
     query, width, scores, part, state, factors,
 ):  # fmt: skip
     """The tiles from position ``split`` on that any of ``count`` tokens from ``start`` on sees."""
@@ -385,7 +391,7 @@ def _attend_split(
     oldest = _first_seen(step, position + start)
     newest = position + start + count - 1
     begin = position - position % attention.TILE  # of the chunk, where it is kept aside
-    apart = _aside(step, tokens, position)
+    apart = _aside(step, chunk, position)
     for tile in range(split, min(split + attention.SPLIT, newest + 1), attention.TILE):
         if tile + attention.TILE <= oldest:
             continue
@@ -434,14 +440,15 @@ def _commit(step, head, tokens, position, kv):
 def run(program, counters, barrier, thread, threads, tokens, position, head_first, head_tokens, kv):
     """Carry out ``program`` as thread ``thread`` of ``threads``.
 
-    ``tokens`` ids lie in the ids buffer; the first is at ``position``. Steps of the output head
-    work on ``head_tokens`` tokens from ``head_first`` on. ``counters`` (int64, ``SPACING`` for each
+    ``tokens`` ids lie in the ids buffer; the first is at ``position``. Steps that only serve the
+    logits work on ``head_tokens`` tokens from ``head_first`` on. ``counters`` (int64, ``SPACING`` for each
     step, all 0) and ``barrier`` (int64) are shared. ``kv`` is an empty array of the cache's dtype.
     """
     for i in range(program.size):
         step = program[i]
+        first = head_first if step.head else 0
         count = head_tokens if step.head else tokens
-        units = _units(step, count, position)
+        units = _units(step, first, count, tokens, position)
         while units > 0:
             unit = atomic_add(counters, i * SPACING, 1)
             if unit >= units:
@@ -449,15 +456,15 @@ def run(program, counters, barrier, thread, threads, tokens, position, head_firs
             if step.op == MATMUL:
                 _matmul(step, unit, count)
             elif step.op == ATTENTION:
-                _attention(step, unit, count, position, kv, thread)
+                _attention(step, unit, first, count, tokens, position, kv, thread)
             elif step.op in (NORM, GATE, QUANTIZE):
-                _rows(step, unit, count, head_first if step.head else 0)
+                _rows(step, unit, count, first)
             elif step.op == ROPE:
-                _rope(step, unit, count, position, kv)
+                _rope(step, unit, tokens, position, kv)
             elif step.op == MERGE:
-                _merge(step, unit, position)
+                _merge(step, unit, position + first)
             elif step.op == COMMIT:
-                _commit(step, unit, count, position, kv)
+                _commit(step, unit, tokens, position, kv)
             elif step.op == FLOAT_MATMUL:
                 _float_matmul(step, unit, count)
             elif step.op == EMBED:

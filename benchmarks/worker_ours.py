@@ -7,7 +7,6 @@ Requests: ``{"load": {"model", "layers", "bits", "group_size", "symmetric", "thr
 
 from __future__ import annotations
 
-import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -72,19 +71,11 @@ class Ours:
         return {"bytes_per_token": self._model.weights.bytes_per_token + filled}
 
     def _measure(self, test: str, tokens: int, depth: int) -> float:
-        """Seconds for ``tokens`` tokens after ``depth``, whose keys are left as they are."""
-        session = self._session
-        session.trim(0)
-        session.cache.claim(depth)
-        session.cache.advance(depth)
-        ids: Any = np.arange(tokens) % self._model.config.vocab_size
-        start = time.perf_counter()
+        """Seconds for ``tokens`` tokens after ``depth``."""
         if test == "prefill":
-            session.feed(ids)
-        else:
-            for token in ids:
-                session.feed([token])
-        return time.perf_counter() - start
+            ids = np.arange(tokens) % self._model.config.vocab_size
+            return prefill_seconds(self._session, ids)
+        return decode_seconds(self._session, depth, tokens)
 
 
 def _version(package: str) -> str:

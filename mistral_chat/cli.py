@@ -240,6 +240,38 @@ def bench(
     return ExitCode.DONE
 
 
+@app.command()
+def warmup(
+    kv: Annotated[
+        str | None,
+        typer.Option(
+            "--kv",
+            help=f"Only for this kind of cache: {' or '.join(setting('kv').choices)}. "
+            "[default: all]",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Say nothing beside the result.")
+    ] = False,
+) -> int:
+    """Compile the kernels now, once on this computer; no model is needed."""
+    row = setting("kv")
+    kinds = row.choices if kv is None else [row.check(kv, row.flag)]
+
+    from mistral_chat.render import Notes
+    from mistral_chat.warmup import warm_up
+
+    notes = Notes(quiet)
+    with notes.progress() as progress:
+        report = warm_up(kinds, progress)
+    notes.say(report.sentence())
+    if as_json:
+        typer.echo(report.to_json())
+    return ExitCode.DONE
+
+
 def with_default_command(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
     """The arguments, after ``chat`` unless they begin with a command or a global option.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
@@ -121,25 +122,28 @@ class ChatEngine:
         CheckpointError for files that cannot be used.
         """
         path = locate(settings.model, paths, progress)
-        tokenizer = open_tokenizer(path)
-        template = template_for(tokenizer)
-        model = quant.load(path, DEFAULT_SPEC)
-        longest = model.config.max_position_embeddings
-        if settings.context > longest and settings.source("context") != "default":
-            raise UsageError(
-                f"{settings.source('context')}: {settings.model} was made for at most {longest} "
-                f"tokens; ask for a context of {longest} or less."
-            )
+        with ThreadPoolExecutor(1) as background:
+            kernels = background.submit(_load_kernels, settings.kv)
+            tokenizer = open_tokenizer(path)
+            template = template_for(tokenizer)
+            model = quant.load(path, DEFAULT_SPEC)
+            longest = model.config.max_position_embeddings
+            if settings.context > longest and settings.source("context") != "default":
+                raise UsageError(
+                    f"{settings.source('context')}: {settings.model} was made for at most "
+                    f"{longest} tokens; ask for a context of {longest} or less."
+                )
 
-        def open_session() -> quant.Session:
-            return model.session(
-                max_context=min(settings.context, longest),
-                kv=settings.kv,
-                prefill=settings.prefill,
-                threads=settings.threads,
-            )
+            def open_session() -> quant.Session:
+                return model.session(
+                    max_context=min(settings.context, longest),
+                    kv=settings.kv,
+                    prefill=settings.prefill,
+                    threads=settings.threads,
+                )
 
-        engine = cls(model, tokenizer, template, open_session, settings.model)
+            engine = cls(model, tokenizer, template, open_session, settings.model)
+            kernels.result()
         if not engine.session.is_compiled:
             progress("Compiling the kernels, once on this computer", 0, 1)
         engine.session.compile()
@@ -220,6 +224,16 @@ class ChatEngine:
             self.session = self._open_session()
             return 0
         return kept
+
+
+def _load_kernels(kv: str) -> None:
+    """Load the kernels, if they are compiled.
+
+    This runs beside the loading of the model, and whoever gives up waits for it. Compiling takes
+    too long for that, and is left to the main thread, where Ctrl-C breaks it off.
+    """
+    if quant.kernels_compiled(kv):
+        quant.compile_kernels(kv)
 
 
 @contextmanager

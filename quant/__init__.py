@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .checkpoints import quantize as quantize
     from .checkpoints.gguf import read_metadata as read_gguf_metadata
     from .config import ModelConfig as ModelConfig
+    from .cpu import compile_kernels as compile_kernels
+    from .cpu import kernels_compiled as kernels_compiled
     from .errors import CacheError as CacheError
     from .errors import CheckpointError as CheckpointError
     from .errors import ConfigError as ConfigError
@@ -42,6 +44,7 @@ _HOMES = {
     "cache": ("RollingCache",),
     "checkpoints": ("load", "quantize"),
     "config": ("ModelConfig",),
+    "cpu": ("compile_kernels", "kernels_compiled"),
     "errors": (
         "CacheError",
         "CheckpointError",

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from .config import ModelConfig
-from .cpu import Crew
+from .cpu import CpuProgram, Crew
 from .errors import ConfigError
 from .kernels import probes
-from .kernels.threads import SPACING
+from .kernels import program as steps
+from .kernels.threads import BARRIER_SIZE
 from .model import Model, Session, available_processors
 from .qtensor import QuantSpec, QuantTensor, packed_shapes
 from .weights import MATRICES, Layer, Weights
@@ -148,8 +149,8 @@ def measure(
         session = model.session(context, kv=kv, prefill=precision, threads=threads)
         for tokens in prefill:
             ids = np.arange(tokens) % model.config.vocab_size
-            _prefill(session, ids)  # brings the weights into memory
-            seconds = statistics.median(_prefill(session, ids) for _ in range(rounds))
+            prefill_seconds(session, ids)  # brings the weights into memory
+            seconds = statistics.median(prefill_seconds(session, ids) for _ in range(rounds))
             passes = -(-tokens // session.chunk)
             yield _result(
                 model, "prefill", tokens, 0, precision, kv, count, seconds, tokens, passes
@@ -157,30 +158,65 @@ def measure(
     if depths:
         session = model.session(context, kv=kv, threads=threads)
         for depth in depths:
-            _decode(session, depth, 2)
-            times = [_decode(session, depth, decode_tokens) for _ in range(rounds)]
+            decode_seconds(session, depth, 2)
+            times = [decode_seconds(session, depth, decode_tokens) for _ in range(rounds)]
             seconds = statistics.median(times)
             yield _result(
                 model, "decode", 0, depth, "exact", kv, count, seconds, decode_tokens, decode_tokens
             )
 
 
-def _prefill(session: Session, ids: Any) -> float:
+def prefill_seconds(session: Session, ids: Any) -> float:
+    """Seconds for a prompt of ``ids`` in an empty cache."""
     session.trim(0)
     start = time.perf_counter()
     session.feed(ids)
     return time.perf_counter() - start
 
 
-def _decode(session: Session, depth: int, tokens: int) -> float:
-    """Seconds for ``tokens`` single tokens after ``depth``, whose keys are left as they are."""
-    session.trim(0)
-    session.cache.claim(depth)
-    session.cache.advance(depth)
+def decode_seconds(session: Session, depth: int, tokens: int) -> float:
+    """Seconds for ``tokens`` single tokens after ``depth`` others, whose keys are made up."""
+    pretend(session, depth)
     start = time.perf_counter()
     for token in range(tokens):
         session.feed([token])
     return time.perf_counter() - start
+
+
+def pretend(session: Session, depth: int) -> None:
+    """Let a session hold ``depth`` tokens that were never read.
+
+    The cache is written, if not with keys of any text: memory that was never written costs nothing
+    to read.
+    """
+    session.trim(0)
+    for layer in session.cache.layers:
+        for array in (layer.keys, layer.values):
+            if not array.any():
+                array[...] = {1: 129, 2: 0x3000, 4: 0.125}[array.itemsize]  # an eighth
+        layer.key_scales[...] = 0.125
+        layer.value_scales[...] = 0.125
+    session.cache.claim(depth)
+    session.cache.advance(depth)
+
+
+def attention_seconds(session: Session, tokens: int) -> float:
+    """Seconds of attention alone in a prompt of ``tokens`` ids, which the session has just read.
+
+    The last layer's counts for the last token only, since no other's is computed. Forgets the ids.
+    Raises :class:`~quant.errors.ConfigError` for a session of another backend than ``cpu``.
+    """
+    if not isinstance(session.program, CpuProgram):
+        raise ConfigError("Attention can be measured apart with the backend cpu only.")
+    attend = session.program.part({steps.ATTENTION, steps.MERGE, steps.COMMIT})
+    start = time.perf_counter()
+    for position in range(0, tokens, session.chunk):
+        count = min(session.chunk, tokens - position)
+        last = int(position + count == tokens)
+        attend(count, position, count - last, last)
+    seconds = time.perf_counter() - start
+    session.trim(0)
+    return seconds
 
 
 def _result(
@@ -233,7 +269,7 @@ def dot_products(threads: int | None = None, rounds: int = 4_000_000) -> float:
 
 def _best(probe: Callable[..., None], arguments: tuple[Any, ...], threads: int | None) -> float:
     crew = Crew(threads or available_processors())
-    barrier = np.zeros(2 * SPACING, np.int64)
+    barrier = np.zeros(BARRIER_SIZE, np.int64)
     probe(*arguments, barrier, 0, 1)  # compiles it
     times = []
     for _ in range(5):

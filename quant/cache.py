@@ -27,6 +27,13 @@ STORED: dict[str, np.dtype[Any]] = {
 Array = npt.NDArray[Any]
 
 
+def element_type(kind: str) -> np.dtype[Any]:
+    """The dtype of a cache of ``kind``; raises :class:`~quant.errors.CacheError` for no kind."""
+    if kind not in STORED:
+        raise CacheError(f"A cache holds {', '.join(STORED)}, not {kind!r}.")
+    return STORED[kind]
+
+
 @dataclass(frozen=True)
 class KeyValues:
     """Keys and values of one layer, in a number of slots that is a multiple of ``TILE``."""
@@ -41,10 +48,11 @@ class KeyValues:
         """Zeroed room for ``positions`` or a few more in the element type ``kind``."""
         heads, size = config.num_key_value_heads, config.head_dim
         slots = -(-positions // TILE) * TILE
+        stored = element_type(kind)
         scales = (heads, slots) if kind == "int8" else (0,)
         return cls(
-            np.zeros((heads, slots // LANES, size, LANES), STORED[kind]),
-            np.zeros((heads, slots, size), STORED[kind]),
+            np.zeros((heads, slots // LANES, size, LANES), stored),
+            np.zeros((heads, slots, size), stored),
             np.zeros(scales, np.float32),
             np.zeros(scales, np.float32),
         )
@@ -75,8 +83,6 @@ class RollingCache:
     """
 
     def __init__(self, config: ModelConfig, context: int, window: int | None, kind: str) -> None:
-        if kind not in STORED:
-            raise CacheError(f"A cache holds {', '.join(STORED)}, not {kind!r}.")
         if window is not None and window < 1:
             raise CacheError("A window must hold at least one token.")
         self.kind = kind

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .cache import TILE, KeyValues
+from .cache import TILE, KeyValues, element_type
 from .config import ModelConfig
 from .jit import is_compiled
 from .kernels import program as steps
 from .kernels.attention import QUERIES, SPLIT
-from .kernels.threads import SPACING
+from .kernels.threads import BARRIER_SIZE, SPACING
 from .qtensor import Floats, QuantTensor
 from .reference import rope_frequencies
 from .weights import Matrix
@@ -50,6 +51,26 @@ class Activation:
         )
 
 
+def compile_kernels(kv: str) -> None:
+    """Compile the kernels for caches of element type ``kv``, or load them from disk.
+
+    They are the same for every model. Raises :class:`~quant.errors.CacheError` for a type that
+    does not exist.
+    """
+    steps.run(*_nothing(np.empty(0, element_type(kv))))
+
+
+def kernels_compiled(kv: str) -> bool:
+    """Whether :func:`compile_kernels` has nothing to compile: it is in memory, or on disk."""
+    return is_compiled(steps.run, *_nothing(np.empty(0, element_type(kv))))
+
+
+def _nothing(kv: npt.NDArray[Any]) -> tuple[Any, ...]:
+    """Arguments with which ``steps.run`` returns at once, for a cache of elements as in ``kv``."""
+    counters, barrier = np.zeros(SPACING, np.int64), np.zeros(BARRIER_SIZE, np.int64)
+    return np.zeros(0, steps.STEP), counters, barrier, 0, 1, 0, 0, 0, 0, kv
+
+
 class CpuProgram:
     """A recorded forward pass; see :class:`~quant.backend.Program` for what each call means."""
 
@@ -63,7 +84,7 @@ class CpuProgram:
         self._crew = Crew(threads)
         self._kv = np.empty(0, np.float32)
         self._table: npt.NDArray[Any] | None = None
-        self._barrier = np.zeros(2 * SPACING, np.int64)
+        self._barrier = np.zeros(BARRIER_SIZE, np.int64)
         group = config.num_attention_heads // config.num_key_value_heads
         width = -(-max(group, QUERIES) // 8) * 8
         # Queries, a split's output and all splits' output; scores; two states; factors.
@@ -234,17 +255,25 @@ class CpuProgram:
             self._table = self._assemble(self._steps)
         self._walk(self._table, tokens, position, head_first, head_tokens)
 
+    def part(self, kinds: Collection[int]) -> Callable[[int, int, int, int], None]:
+        """A function like :meth:`run` that runs only the steps of some kinds.
+
+        They work on whatever lies in the buffers, and leave the cache with nothing of use; this is
+        for measuring. ``program.part({steps.ATTENTION})`` is the attention of all layers.
+        """
+        table = self._assemble([step for step in self._steps if step["op"] in kinds])
+        return partial(self._walk, table)
+
     def compile(self) -> None:
-        self._walk(np.zeros(0, steps.STEP), 0, 0, 0, 0)
+        steps.run(*_nothing(self._kv))
 
     def is_compiled(self) -> bool:
-        table, counters = np.zeros(0, steps.STEP), np.zeros(SPACING, np.int64)
-        return is_compiled(steps.run, table, counters, self._barrier, 0, 1, 0, 0, 0, 0, self._kv)
+        return is_compiled(steps.run, *_nothing(self._kv))
 
     def _walk(
         self, table: npt.NDArray[Any], tokens: int, position: int, first: int, count: int
     ) -> None:
-        counters = np.zeros(max(table.size, 1) * SPACING, np.int64)
+        counters = np.zeros(table.size * SPACING, np.int64)
         threads = self._crew.threads
 
         def work(thread: int) -> None:
@@ -253,10 +282,7 @@ class CpuProgram:
                 tokens, position, first, count, self._kv,
             )  # fmt: skip
 
-        if table.size:
-            self._crew.run(work)
-        else:
-            work(0)
+        self._crew.run(work)
 
     def _assemble(self, recorded: list[dict[str, Any]]) -> npt.NDArray[Any]:
         self.compile()  # so that no thread waits in a barrier for one that compiles

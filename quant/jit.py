@@ -27,9 +27,18 @@ from .errors import ConfigError
 
 _INSTRUCTION_SETS: dict[str, frozenset[str]] = {
     "avx512vnni": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vnni"}),
+    "avxvnni": frozenset({"avx2", "fma", "f16c", "avxvnni"}),
+    "avx2": frozenset({"avx2", "fma", "f16c"}),
+    "neon": frozenset({"neon", "dotprod"}),
     "portable": frozenset(),
 }
 """Best first: what LLVM must say of the host for each."""
+
+_FORCED_PROCESSORS = {
+    "avxvnni": ("haswell", "+avx2,+fma,+f16c,+bmi,+bmi2,+popcnt,+sse4.2,+avxvnni"),
+    "avx2": ("haswell", "+avx2,+fma,+f16c,+bmi,+bmi2,+popcnt,+sse4.2"),
+}
+"""Processor and features to compile for, so that a forced set is all that is used."""
 
 logger = logging.getLogger(__name__)
 
@@ -66,14 +75,19 @@ def host_features() -> str:
     return f"{llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}"
 
 
+def available_instruction_sets() -> list[str]:
+    """The instruction sets that this processor can run, best first."""
+    flags = {name for name, present in llvm.get_host_cpu_features().items() if present}
+    return [name for name, needs in _INSTRUCTION_SETS.items() if needs <= flags]
+
+
 @functools.cache
 def instruction_set() -> str:
-    """The instruction set the kernels use: ``avx512vnni`` or ``portable``.
+    """The instruction set the kernels use, a key of the table above.
 
     Raises :class:`~quant.errors.ConfigError` when the environment asks for one that the host lacks.
     """
-    flags = {name for name, present in llvm.get_host_cpu_features().items() if present}
-    available = [name for name, needs in _INSTRUCTION_SETS.items() if needs <= flags]
+    available = available_instruction_sets()
     wanted = os.environ.get(INSTRUCTION_SET_VARIABLE)
     if not wanted:
         return available[0]
@@ -82,6 +96,9 @@ def instruction_set() -> str:
             f"{INSTRUCTION_SET_VARIABLE}={wanted} cannot be used on this processor; "
             f"it can run {', '.join(available)}."
         )
+    if wanted in _FORCED_PROCESSORS:
+        # Numba reads these once, before it compiles anything.
+        config.CPU_NAME, config.CPU_FEATURES = _FORCED_PROCESSORS[wanted]
     return wanted
 
 
@@ -197,6 +214,7 @@ def kernel(function: Callable[..., Any]) -> dispatcher.Dispatcher:
 
     Kernels called from other kernels are compiled into them.
     """
+    instruction_set()
     return numba.njit(nogil=True, error_model="numpy")(function)
 
 

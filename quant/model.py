@@ -44,9 +44,7 @@ def record_forward(
         program.attention(s.q, ring, window, s.chunk, s.h, readers=(layer.o,), head=head)
         program.commit(s.chunk, ring)
         program.matmul(s.h, ((layer.o, s.delta),), head=head)
-        program.norm(
-            s.x, s.delta, layer.mlp_norm, s.h, readers=(layer.gate, layer.up), head=head
-        )
+        program.norm(s.x, s.delta, layer.mlp_norm, s.h, readers=(layer.gate, layer.up), head=head)
         program.matmul(s.h, ((layer.gate, s.gate), (layer.up, s.up)), head=head)
         program.gate(s.gate, s.up, s.h, readers=(layer.down,), head=head)
         program.matmul(s.h, ((layer.down, s.delta),), head=head)
@@ -142,6 +140,11 @@ class Session:
     def position(self) -> int:
         """Tokens fed so far; the next one's position."""
         return self.cache.position
+
+    @property
+    def program(self) -> Program:
+        """The recorded forward pass."""
+        return self._program
 
     @property
     def is_compiled(self) -> bool:

@@ -3,7 +3,7 @@
 A :class:`Vector` is a Numba type whose value *is* an LLVM vector, so ``a + b * c`` on three
 variables of type ``f32x16`` compiles to vector instructions and stays in registers. Every vector
 here is 512 bits wide. Where registers are narrower, LLVM splits it into two or four; the one
-operation that has to know the processor, :func:`dot`, does so itself.
+operation that has to know the processor, :func:`emit_dot`, does so itself.
 
 Example, inside a kernel::
 
@@ -178,16 +178,6 @@ def store_one(typing_context, array, offset, value):
 
 
 @intrinsic
-def load_line(typing_context, array, offset):
-    """64 bytes as ``i8x64``."""
-
-    def emit(context, builder, signature, arguments):
-        return _load(builder, _address(context, builder, signature.args[0], *arguments), i8x64.llvm)
-
-    return i8x64(array, types.intp), emit
-
-
-@intrinsic
 def store_words(typing_context, array, offset, stride, vector):
     """The low bytes of an ``i32x16`` as four words of 4 bytes, ``stride`` bytes apart."""
 
@@ -201,18 +191,6 @@ def store_words(typing_context, array, offset, stride, vector):
         return context.get_dummy_value()
 
     return types.none(array, types.intp, types.intp, i32x16), emit
-
-
-@intrinsic
-def broadcast4(typing_context, array, offset):
-    """The 4 bytes at ``offset``, sixteen times, as ``i8x64``."""
-
-    def emit(context, builder, signature, arguments):
-        pointer = _address(context, builder, signature.args[0], *arguments)
-        word = _load(builder, pointer, _I32)
-        return builder.bitcast(_splat(builder, word, LANES), i8x64.llvm)
-
-    return i8x64(array, types.intp), emit
 
 
 # Making and converting.
@@ -252,26 +230,6 @@ def to_i32(typing_context, vector):
     return i32x16(f32x16), emit
 
 
-@intrinsic
-def low_nibbles(typing_context, line):
-    """The low four bits of each byte."""
-
-    def emit(context, builder, signature, arguments):
-        return builder.and_(arguments[0], _constant(i8x64, 15))
-
-    return i8x64(i8x64), emit
-
-
-@intrinsic
-def high_nibbles(typing_context, line):
-    """The high four bits of each byte."""
-
-    def emit(context, builder, signature, arguments):
-        return builder.lshr(arguments[0], _constant(i8x64, 4))
-
-    return i8x64(i8x64), emit
-
-
 # Arithmetic.
 
 
@@ -285,30 +243,88 @@ def fma(typing_context, a, b, c):
     return f32x16(f32x16, f32x16, f32x16), emit
 
 
-@intrinsic
-def dot(typing_context, total, unsigned, signed):
-    """``total[i] + sum(unsigned[4*i + j] * signed[4*i + j] for j in range(4))`` in 16 lanes.
+# The one operation that knows the processor: sums of four products of bytes, in 16 lanes.
 
-    The bytes of ``unsigned`` count as 0 to 255, those of ``signed`` as -128 to 127; the sum is
-    exact. This is the instruction the packed layout was made for.
+
+def emit_dot(builder: Any, total: Any, codes: Any, signed: Any, bits: int) -> Any:
+    """``total[i] + sum((codes[4*i + j] - offset) * signed[4*i + j] for j in range(4))``, exact.
+
+    ``codes`` are 0 to 15 (``bits`` 4, offset 0) or 0 to 255 (``bits`` 8, offset
+    :func:`code_offset`), ``signed`` are -127 to 127. This is what the packed layout was made for.
     """
-
-    def emit(context, builder, signature, arguments):
-        return emit_dot(builder, *arguments)
-
-    return i32x16(i32x16, i8x64, i8x64), emit
-
-
-def emit_dot(builder: Any, total: Any, unsigned: Any, signed: Any) -> Any:
-    """The code of :func:`dot` for the instruction set in use."""
-    if instruction_set() == "avx512vnni":
-        return _call(builder, "llvm.x86.avx512.vpdpbusd.512", i32x16.llvm, total, unsigned, signed)
+    name = instruction_set()
+    if name == "avx512vnni":
+        return _call(builder, "llvm.x86.avx512.vpdpbusd.512", i32x16.llvm, total, codes, signed)
+    if name == "avxvnni":
+        return _in_parts(builder, 2, _vnni_256, total, codes, signed)
+    if name == "avx2":
+        return _in_parts(builder, 2, _avx2_int4 if bits == 4 else _avx2_int8, total, codes, signed)
+    if name == "neon":
+        return _in_parts(builder, 4, _neon_int4 if bits == 4 else _neon_int8, total, codes, signed)
     for j in range(4):
         lanes = list(range(j, LINE, 4))
-        a = builder.zext(_shuffle(builder, unsigned, lanes), i32x16.llvm)
+        a = builder.zext(_shuffle(builder, codes, lanes), i32x16.llvm)
         b = builder.sext(_shuffle(builder, signed, lanes), i32x16.llvm)
         total = builder.add(total, builder.mul(a, b))
     return total
+
+
+def code_offset(bits: int) -> int:
+    """What :func:`emit_dot` takes off each code: 128 from int8 where bytes can only be signed."""
+    return 128 if bits == 8 and instruction_set() in ("avx2", "neon") else 0
+
+
+def _in_parts(builder: Any, count: int, emit: Any, *vectors: Any) -> Any:
+    """``emit`` for each of ``count`` equal parts of ``vectors``, and the results joined.
+
+    LLVM splits what is wider than a register itself, so the cutting costs no instruction.
+    """
+    parts = []
+    for i in range(count):
+        cut = []
+        for vector in vectors:
+            width = vector.type.count // count
+            cut.append(_shuffle(builder, vector, list(range(i * width, (i + 1) * width))))
+        parts.append(emit(builder, *cut))
+    while len(parts) > 1:
+        width = 2 * parts[0].type.count
+        mask = ir.Constant(ir.VectorType(_I32, width), list(range(width)))
+        parts = [
+            builder.shuffle_vector(low, high, mask)
+            for low, high in zip(parts[::2], parts[1::2], strict=True)
+        ]
+    return parts[0]
+
+
+def _vnni_256(builder: Any, total: Any, codes: Any, signed: Any) -> Any:
+    return _call(builder, "llvm.x86.avx512.vpdpbusd.256", total.type, total, codes, signed)
+
+
+def _avx2_int4(builder: Any, total: Any, codes: Any, signed: Any) -> Any:
+    """Pairs are added in 16 bits, which 2 * 15 * 127 fits; then pairs of pairs in 32."""
+    halves = ir.VectorType(_I16, 16)
+    pairs = _call(builder, "llvm.x86.avx2.pmadd.ub.sw", halves, codes, signed)
+    ones = ir.Constant(halves, [1] * 16)
+    return builder.add(total, _call(builder, "llvm.x86.avx2.pmadd.wd", total.type, pairs, ones))
+
+
+def _avx2_int8(builder: Any, total: Any, codes: Any, signed: Any) -> Any:
+    """As int4, of ``|code - 128| * (sign * signed)``: 2 * 128 * 127 fits into 16 bits."""
+    octets = codes.type
+    centred = builder.xor(codes, ir.Constant(octets, [-128] * 32))
+    size = _call(builder, "llvm.abs.v32i8", octets, centred, ir.Constant(ir.IntType(1), 0))
+    turned = _call(builder, "llvm.x86.avx2.psign.b", octets, signed, centred)
+    return _avx2_int4(builder, total, size, turned)
+
+
+def _neon_int4(builder: Any, total: Any, codes: Any, signed: Any) -> Any:
+    name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
+    return _call(builder, name, total.type, total, codes, signed)
+
+
+def _neon_int8(builder: Any, total: Any, codes: Any, signed: Any) -> Any:
+    centred = builder.xor(codes, ir.Constant(codes.type, [-128] * 16))
+    return _neon_int4(builder, total, centred, signed)
 
 
 def _operator(function: Any, of_floats: str, of_integers: str) -> None:
@@ -497,7 +513,7 @@ def _load_each(array: Any, vector: Vector, stored: ir.VectorType, count: Any) ->
 
 @intrinsic
 def low_nibbles_each(typing_context, lines):
-    """:func:`low_nibbles` of each line of a tuple."""
+    """The low four bits of each byte of a tuple of lines."""
 
     def emit(context, builder, signature, arguments):
         parts = cgutils.unpack_tuple(builder, arguments[0])
@@ -509,7 +525,7 @@ def low_nibbles_each(typing_context, lines):
 
 @intrinsic
 def high_nibbles_each(typing_context, lines):
-    """:func:`high_nibbles` of each line of a tuple."""
+    """The high four bits of each byte of a tuple of lines."""
 
     def emit(context, builder, signature, arguments):
         parts = cgutils.unpack_tuple(builder, arguments[0])
@@ -519,24 +535,32 @@ def high_nibbles_each(typing_context, lines):
     return lines(lines), emit
 
 
-@intrinsic
-def dot_tile(typing_context, totals, lines, array, offset, stride):
-    """``totals[r, t] = dot(totals[r, t], lines[r], broadcast4(array, offset + t * stride))``."""
-    tokens = totals.count // lines.count
+def _dot_tile(bits: int) -> Any:
+    @intrinsic
+    def dot_tile(typing_context, totals, lines, array, offset, stride):
+        """``totals[r, t] += dot(lines[r], the 4 bytes at offset + t * stride)``: emit_dot."""
+        tokens = totals.count // lines.count
 
-    def emit(context, builder, signature, arguments):
-        sums = cgutils.unpack_tuple(builder, arguments[0])
-        rows = cgutils.unpack_tuple(builder, arguments[1])
-        pointer = _address(context, builder, signature.args[2], *arguments[2:4])
-        for t in range(tokens):
-            word = _splat(builder, _load(builder, pointer, _I32), LANES)
-            word = builder.bitcast(word, i8x64.llvm)
-            for r, row in enumerate(rows):
-                sums[r * tokens + t] = emit_dot(builder, sums[r * tokens + t], row, word)
-            pointer = builder.gep(pointer, [arguments[4]])
-        return context.make_tuple(builder, signature.return_type, sums)
+        def emit(context, builder, signature, arguments):
+            sums = cgutils.unpack_tuple(builder, arguments[0])
+            rows = cgutils.unpack_tuple(builder, arguments[1])
+            pointer = _address(context, builder, signature.args[2], *arguments[2:4])
+            for t in range(tokens):
+                word = _splat(builder, _load(builder, pointer, _I32), LANES)
+                word = builder.bitcast(word, i8x64.llvm)
+                for r, row in enumerate(rows):
+                    i = r * tokens + t
+                    sums[i] = emit_dot(builder, sums[i], row, word, bits)
+                pointer = builder.gep(pointer, [arguments[4]])
+            return context.make_tuple(builder, signature.return_type, sums)
 
-    return totals(totals, lines, array, types.intp, types.intp), emit
+        return totals(totals, lines, array, types.intp, types.intp), emit
+
+    return dot_tile
+
+
+dot_tile_int4 = _dot_tile(4)
+dot_tile_int8 = _dot_tile(8)
 
 
 @intrinsic

@@ -72,7 +72,9 @@ def _value_tile(vectors: int, queries: int) -> Any:
     """``vectors`` times 16 dimensions of the output of ``queries`` queries, in registers."""
 
     @kernel
-    def tile(weights, weights_at, start, end, factors, factors_at, values, values_at, size, out, at):
+    def tile(
+        weights, weights_at, start, end, factors, factors_at, values, values_at, size, out, at
+    ):
         """``out = out * factor + sum of weights[j] * values[j]``, j from ``start`` to ``end - 1``.
 
         ``weights`` is [queries, TILE], ``out`` [queries, size].
@@ -114,19 +116,13 @@ def tile_values(weights, queries, start, end, factors, values, values_at, size, 
         while d < size:
             w, at = q * TILE, q * size + d
             if queries <= 4 and d + 4 * LANES <= size:
-                values_4x4(
-                    weights, w, start, end, factors, q, values, values_at + d, size, out, at
-                )
+                values_4x4(weights, w, start, end, factors, q, values, values_at + d, size, out, at)
                 d += 4 * LANES
             elif d + 2 * LANES <= size:
-                values_2x8(
-                    weights, w, start, end, factors, q, values, values_at + d, size, out, at
-                )
+                values_2x8(weights, w, start, end, factors, q, values, values_at + d, size, out, at)
                 d += 2 * LANES
             else:
-                values_1x8(
-                    weights, w, start, end, factors, q, values, values_at + d, size, out, at
-                )
+                values_1x8(weights, w, start, end, factors, q, values, values_at + d, size, out, at)
                 d += LANES
 
 

@@ -21,12 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from ..jit import kernel
+from ..jit import instruction_set, kernel
 from ..simd import (
     LANES,
     LINE,
     add_outer_tile,
-    dot_tile,
+    code_offset,
+    dot_tile_int4,
+    dot_tile_int8,
     fma,
     fold_tile,
     high_nibbles_each,
@@ -43,17 +45,14 @@ from ..simd import (
     zeros_i32,
 )
 
-DECODE_ROWS = 4
-"""Row blocks in the tile of a single token.
+# Row blocks and tokens of a tile, as many as there are registers for: of a single token (enough
+# independent sums to hide an instruction's wait), of a prompt in two planes, and in one.
+if instruction_set() == "avx512vnni":
+    DECODE_ROWS, (EXACT_ROWS, EXACT_TOKENS), (FAST_ROWS, FAST_TOKENS) = 4, (2, 4), (2, 6)
+else:
+    DECODE_ROWS, (EXACT_ROWS, EXACT_TOKENS), (FAST_ROWS, FAST_TOKENS) = 2, (1, 2), (1, 4)
 
-They are enough independent sums to hide an instruction's wait.
-"""
-
-EXACT_ROWS, EXACT_TOKENS = 2, 4
-FAST_ROWS, FAST_TOKENS = 2, 6
-"""Tiles of the prompt: row blocks by tokens."""
-
-COLUMN_PADDING = DECODE_ROWS * LANES
+COLUMN_PADDING = 4 * LANES
 """Results are written by whole tiles: rows of an output are this much apart, or a multiple."""
 
 TOKEN_PADDING = 12
@@ -68,6 +67,8 @@ def _tile(bits: int, planes: int, row_blocks: int, tokens: int) -> Any:
     columns = 8 if bits == 4 else 4  # of a line
     four_bits = bits == 4
     two_planes = planes == 2
+    dot_tile = dot_tile_int4 if four_bits else dot_tile_int8
+    offset = code_offset(bits)
 
     @kernel
     def tile(
@@ -82,7 +83,7 @@ def _tile(bits: int, planes: int, row_blocks: int, tokens: int) -> Any:
         at = token * groups
         sums = zeros_f32(size)
         for group in range(groups):
-            totals = start_tile(x_sums, at, 1, zero, rows, tokens)
+            totals = start_tile(x_sums, at, 1, np.int32(offset - zero), rows, tokens)
             if two_planes:
                 highs = zeros_i32(size)
             for _ in range(group_size // columns):

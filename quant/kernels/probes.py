@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..jit import entry
-from ..simd import LANES, dot_tile, load, load_lines, store, to_f32, zeros_i32
+from ..simd import LANES, dot_tile_int4, load, load_lines, store, to_f32, zeros_i32
 from .threads import wait_for_all
 
 DOTS = 12
@@ -33,9 +33,9 @@ def read_memory(source, sink, barrier, thread, threads):
 def multiply(source, sink, rounds, barrier, thread, threads):
     """``rounds * DOTS`` dot products of 64 bytes by each thread; ``source`` is 128 bytes."""
     totals = zeros_i32(DOTS)
-    lines = load_lines(source, 0, 0, 0, 1)
+    lines = load_lines(source, 64, 0, 0, 1)
     for i in range(rounds):
-        totals = dot_tile(totals, lines, source, i & 63, 0)
+        totals = dot_tile_int4(totals, lines, source, i & 63, 0)
     result = to_f32(totals[0])
     for i in range(1, DOTS):
         result = result + to_f32(totals[i])

@@ -140,7 +140,9 @@ def _units(step, first, tokens, chunk, position):
         return (step.rows + 15) // 16
     if step.op == ATTENTION:
         together = _tokens_together(step, tokens)
-        shares = _splits(step, position + first) if tokens == 1 else (tokens + together - 1) // together
+        shares = (
+            _splits(step, position + first) if tokens == 1 else (tokens + together - 1) // together
+        )
         return shares * step.kv_heads
     if step.op == MERGE:
         return step.heads if tokens == 1 else 0
@@ -206,7 +208,7 @@ def _rows(step, unit, tokens, first):
 def _tile(tile, step, block, rows, token):
     blocks = (step.rows + 15) // 16
     tile(
-        _u8(step.codes), _u16(step.scales), _u16(step.minimums), np.int32(-step.zero),
+        _u8(step.codes), _u16(step.scales), _u16(step.minimums), step.zero,
         step.columns, step.group_size, block, min(rows, blocks - block) - 1,
         _i8(step.high), _i8(step.low), _f32(step.x_scales), _i32(step.x_sums),
         _f32(step.x_totals), token, _f32(step.output), step.output_stride,

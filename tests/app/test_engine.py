@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -27,7 +28,7 @@ from mistral_chat.messages import Message, Role
 from mistral_chat.settings import Paths, Settings
 from mistral_chat.templates import template_for
 from mistral_chat.tokenizers import tokenizer_from_gguf
-from quant.errors import CacheError, ContextFullError
+from quant.errors import CacheError, ConfigError, ContextFullError
 
 from .fakes import tiny_metadata
 
@@ -44,7 +45,7 @@ class RememberingSession:
     wrapped: bool = False
     ids: list[int] = field(default_factory=list)
 
-    is_compiled: bool = False
+    is_compiled: ClassVar[bool] = False
     compiled: int = 0
 
     @property
@@ -231,6 +232,8 @@ def loadable(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(engine_module, "locate", lambda name, paths, progress: Path(name))
     monkeypatch.setattr(engine_module, "open_tokenizer", lambda path: TOKENIZER)
     monkeypatch.setattr(quant, "load", lambda path, spec: Model())
+    monkeypatch.setattr(quant, "kernels_compiled", lambda kv: True)
+    monkeypatch.setattr(quant, "compile_kernels", lambda kv: None)
     return asked
 
 
@@ -239,6 +242,38 @@ def test_opening_takes_the_settings(loadable: dict[str, Any], paths: Paths) -> N
     opened = ChatEngine.open(settings, paths, lambda label, done, total: None)
     assert opened.name == "smollm2"
     assert loadable == {"max_context": 512, "kv": "int8", "prefill": "fast", "threads": 2}
+
+
+@pytest.mark.parametrize("ready", [False, True])
+def test_kernels_load_beside_the_model_and_compile_in_sight(
+    loadable: dict[str, Any], paths: Paths, monkeypatch: pytest.MonkeyPatch, ready: bool
+) -> None:
+    threads: list[str] = []
+    labels: list[str] = []
+
+    def compile_kernels(kv: str) -> None:
+        assert kv == "f16"
+        threads.append(threading.current_thread().name)
+
+    monkeypatch.setattr(quant, "kernels_compiled", lambda kv: ready)
+    monkeypatch.setattr(quant, "compile_kernels", compile_kernels)
+    monkeypatch.setattr(RememberingSession, "is_compiled", ready)
+    opened = ChatEngine.open(Settings(), paths, lambda label, done, total: labels.append(label))
+    assert len(threads) == ready
+    assert threading.current_thread().name not in threads
+    assert labels == ([] if ready else ["Compiling the kernels, once on this computer"])
+    assert opened.session.compiled == 1  # type: ignore[attr-defined]
+
+
+def test_an_error_of_the_kernels_comes_out(
+    loadable: dict[str, Any], paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(kv: str) -> bool:
+        raise ConfigError("No such instruction set.")
+
+    monkeypatch.setattr(quant, "kernels_compiled", fail)
+    with pytest.raises(ConfigError, match="No such instruction set"):
+        ChatEngine.open(Settings(), paths, lambda label, done, total: None)
 
 
 def test_a_context_the_model_was_not_made_for_is_refused(

@@ -18,7 +18,7 @@ checkpoints.names checkpoints.gguf checkpoints.native checkpoints bench
 
 CHAT = """
 errors settings messages tokenizers.detokenizer tokenizers.byte_level tokenizers templates download
-models engine render bench commands repl oneshot cli __main__
+models engine render bench warmup commands repl oneshot cli __main__
 """.split()
 
 SCREEN = {"rich", "typer", "prompt_toolkit", "tokenizers", "sentencepiece"}

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import llvmlite.binding as llvm
 import pytest
+from llvmlite import ir
+
+from quant import simd
+from quant.jit import available_instruction_sets
 
 PROGRAM = """
 import logging, sys
@@ -105,25 +111,78 @@ def test_an_instruction_set_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> No
         choose()
 
 
-def test_the_portable_kernels_give_the_same_bits() -> None:
-    code = (
-        "import hashlib; from tests.engine.models import random_model; "
-        "from quant.qtensor import QuantSpec\n"
-        "for bits in (4, 8):\n"
-        " m = random_model(spec=QuantSpec(bits, 32))\n"
-        " print(hashlib.sha256(m.session().feed(range(40), every=True).tobytes()).hexdigest())"
+HASHES = """
+import hashlib
+from tests.engine.models import random_model
+from quant.qtensor import QuantSpec
+for spec in (QuantSpec(4, 32), QuantSpec(8, 32), QuantSpec(4, 64, True), QuantSpec(8, 64, True)):
+    for prefill in ("exact", "fast"):
+        session = random_model(spec=spec).session(prefill=prefill, window=40)
+        logits = session.feed(range(90), every=True).tobytes() + session.feed([5]).tobytes()
+        print(hashlib.sha256(logits).hexdigest())
+"""
+
+
+def hashes(instruction_set: str) -> list[str]:
+    """Digests of what tiny models compute with an instruction set, in a process of its own."""
+    result = subprocess.run(
+        [sys.executable, "-c", HASHES],
+        cwd=Path(__file__).resolve().parents[2],
+        env={**os.environ, "MISTRAL_CHAT_ISA": instruction_set},
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    root = Path(__file__).resolve().parents[2]
-    outputs = [
-        subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=root,
-            env={**os.environ, "MISTRAL_CHAT_ISA": name},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for name in ("portable", "")
-    ]
-    assert outputs[0] == outputs[1]
-    assert len(outputs[0].split()) == 2
+    return result.stdout.split()
+
+
+@pytest.fixture(scope="module")
+def own_hashes() -> list[str]:
+    return hashes("")
+
+
+@pytest.mark.parametrize("name", available_instruction_sets())
+def test_every_instruction_set_gives_the_same_bits(name: str, own_hashes: list[str]) -> None:
+    assert len(own_hashes) == 8
+    assert hashes(name) == own_hashes
+
+
+def assembly(monkeypatch: pytest.MonkeyPatch, name: str, bits: int, triple: str, cpu: str) -> str:
+    """What the dot product of 64 codes becomes for a processor that need not be this one."""
+    monkeypatch.setattr(simd, "instruction_set", lambda: name)
+    module = ir.Module()
+    module.triple = triple
+    kinds = [vector.llvm.as_pointer() for vector in (simd.i32x16, simd.i8x64, simd.i8x64)]
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), "dot")
+    builder = ir.IRBuilder(function.append_basic_block())
+    total, codes, signed = (builder.load(argument) for argument in function.args)
+    builder.store(simd.emit_dot(builder, total, codes, signed, bits), function.args[0])
+    builder.ret_void()
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, opt=3)
+    return str(machine.emit_assembly(llvm.parse_assembly(str(module))))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(
+    ("name", "triple", "cpu", "instruction", "count"),
+    [
+        ("neon", "aarch64-unknown-linux-gnu", "neoverse-n1", "sdot", 4),
+        ("avx512vnni", "x86_64-unknown-linux-gnu", "icelake-server", "vpdpbusd", 1),
+        ("avxvnni", "x86_64-unknown-linux-gnu", "alderlake", "vpdpbusd", 2),
+        ("avx2", "x86_64-unknown-linux-gnu", "haswell", "vpmaddubsw", 2),
+    ],
+)
+def test_the_dot_product_is_the_instruction_it_should_be(
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    triple: str,
+    cpu: str,
+    instruction: str,
+    count: int,
+    bits: int,
+) -> None:
+    code = assembly(monkeypatch, name, bits, triple, cpu)
+    assert len(re.findall(rf"\b{instruction}\b", code)) == count, code
+    assert len(code.splitlines()) < 60  # nothing was taken apart into single lanes

@@ -65,7 +65,7 @@ def product(tile: Any, rows: int, tokens_a_tile: int, weights: Any, planes: int,
         for block in range(0, blocks, rows):
             tile(
                 weights.codes.reshape(-1), weights.scales.view(np.uint16).reshape(-1), halves,
-                np.int32(-weights.spec.zero), weights.columns, group,
+                weights.spec.zero, weights.columns, group,
                 block, min(rows, blocks - block) - 1, high.reshape(-1), low.reshape(-1),
                 scales.reshape(-1), sums.reshape(-1), totals.reshape(-1),
                 token, output.reshape(-1), width,

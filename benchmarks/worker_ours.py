@@ -14,7 +14,7 @@ import numpy as np
 from protocol import serve
 
 import quant
-from quant import bench
+from quant.bench import decode_seconds, prefill_seconds, random_model, read_bandwidth
 
 
 class Ours:
@@ -32,7 +32,7 @@ class Ours:
         if "open" in request:
             return self._open(**request["open"], test=request["test"])
         if "probe" in request:
-            return {"gigabytes_per_second": bench.read_bandwidth(self._threads)}
+            return {"gigabytes_per_second": read_bandwidth(self._threads)}
         return {"seconds": self._measure(**request["test"])}
 
     def _load(
@@ -48,7 +48,7 @@ class Ours:
         self._threads = threads
         if model in bench.GEOMETRIES:
             spec = quant.QuantSpec(bits, group_size, symmetric)
-            self._model = bench.random_model(model, layers, spec)
+            self._model = random_model(model, layers, spec)
         else:
             self._model = quant.load(model)
         return {

@@ -246,14 +246,14 @@ def _result(
 
 
 def read_bandwidth(threads: int | None = None, size: int = 1 << 30) -> float:
-    """GB/s at which all threads together read ``size`` bytes of memory; the best of five."""
+    """GB/s at which all threads together read ``size`` bytes of memory; the median of nine."""
     source = np.ones(size // 4, np.float32)
     sink = np.empty(1024, np.float32)
-    return size / 1e9 / _best(probes.read_memory, (source, sink), threads)
+    return size / 1e9 / _typical(probes.read_memory, (source, sink), threads)
 
 
 def dot_products(threads: int | None = None, rounds: int = 4_000_000) -> float:
-    """Billions of byte products a second (GMAC/s) out of registers, all threads, best of five."""
+    """Billions of byte products a second (GMAC/s) out of registers, all threads; median of nine."""
     source = np.ones(128, np.int8)
     sink = np.empty(1024, np.float32)
     count = threads or available_processors()
@@ -263,17 +263,17 @@ def dot_products(threads: int | None = None, rounds: int = 4_000_000) -> float:
         * 64
         * count
         / 1e9
-        / _best(probes.multiply, (source, sink, rounds), threads)
+        / _typical(probes.multiply, (source, sink, rounds), threads)
     )
 
 
-def _best(probe: Callable[..., None], arguments: tuple[Any, ...], threads: int | None) -> float:
+def _typical(probe: Callable[..., None], arguments: tuple[Any, ...], threads: int | None) -> float:
     crew = Crew(threads or available_processors())
     barrier = np.zeros(BARRIER_SIZE, np.int64)
     probe(*arguments, barrier, 0, 1)  # compiles it
     times = []
-    for _ in range(5):
+    for _ in range(9):
         start = time.perf_counter()
         crew.run(lambda thread: probe(*arguments, barrier, thread, crew.threads))
         times.append(time.perf_counter() - start)
-    return min(times)
+    return statistics.median(times)

@@ -476,6 +476,22 @@ def _zeros(vector: Vector, count: Any) -> Any:
     return types.UniTuple(vector, n)(count), emit
 
 
+@intrinsic
+def prefetch(typing_context, array, offset):
+    """Begin to bring the line at ``offset`` to the processor; beyond the array it does no harm."""
+
+    def emit(context, builder, signature, arguments):
+        pointer = _address(context, builder, signature.args[0], *arguments)
+        place = builder.bitcast(pointer, _I8.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [place.type, _I32, _I32, _I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        # To be read (0), and kept near (3), data (1).
+        builder.call(function, [place, *(ir.Constant(_I32, flag) for flag in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp), emit
+
+
 @intrinsic(prefer_literal=True)
 def load_lines(typing_context, array, offset, stride, last, count):
     """``count`` (a constant) lines of 64 bytes as a tuple, ``stride`` bytes apart.

@@ -37,6 +37,7 @@ from ..simd import (
     load_lines,
     load_scales,
     low_nibbles_each,
+    prefetch,
     splat,
     start_tile,
     store_tile,
@@ -45,12 +46,17 @@ from ..simd import (
     zeros_i32,
 )
 
-# Row blocks and tokens of a tile, as many as there are registers for: of a single token (enough
-# independent sums to hide an instruction's wait), of a prompt in two planes, and in one.
+DECODE_ROWS = 1
+"""Row blocks of a single token's tile. It waits for memory, which is read best in one long run."""
+
+AHEAD = 4096
+"""Bytes that a single token's weights are asked for in advance."""
+
+# Row blocks and tokens of a prompt's tiles, in two planes and in one: what the registers hold.
 if instruction_set() == "avx512vnni":
-    DECODE_ROWS, (EXACT_ROWS, EXACT_TOKENS), (FAST_ROWS, FAST_TOKENS) = 4, (2, 4), (2, 6)
+    (EXACT_ROWS, EXACT_TOKENS), (FAST_ROWS, FAST_TOKENS) = (2, 4), (2, 6)
 else:
-    DECODE_ROWS, (EXACT_ROWS, EXACT_TOKENS), (FAST_ROWS, FAST_TOKENS) = 2, (1, 2), (1, 4)
+    (EXACT_ROWS, EXACT_TOKENS), (FAST_ROWS, FAST_TOKENS) = (1, 2), (1, 4)
 
 COLUMN_PADDING = 4 * LANES
 """Results are written by whole tiles: rows of an output are this much apart, or a multiple."""
@@ -69,6 +75,7 @@ def _tile(bits: int, planes: int, row_blocks: int, tokens: int) -> Any:
     two_planes = planes == 2
     dot_tile = dot_tile_int4 if four_bits else dot_tile_int8
     offset = code_offset(bits)
+    single = tokens == 1
 
     @kernel
     def tile(
@@ -87,6 +94,8 @@ def _tile(bits: int, planes: int, row_blocks: int, tokens: int) -> Any:
             if two_planes:
                 highs = zeros_i32(size)
             for _ in range(group_size // columns):
+                if single:
+                    prefetch(codes, line + AHEAD)
                 lines = load_lines(codes, line, stride, last, rows)
                 if four_bits:
                     evens = low_nibbles_each(lines)

@@ -14,7 +14,7 @@ import numpy as np
 from ..jit import entry, kernel
 from . import attention, matmul, pointwise
 from .matmul import DECODE_ROWS, EXACT_ROWS, EXACT_TOKENS, FAST_ROWS, FAST_TOKENS
-from .threads import SPACING, atomic_add, pointer_to, wait_for_all
+from .threads import SPACING, atomic_add, pointer_to, share, wait_for_all
 
 EMBED, NORM, QUANTIZE, MATMUL, FLOAT_MATMUL, ANGLES, ROPE, ATTENTION, MERGE, COMMIT, GATE = range(
     11
@@ -453,6 +453,13 @@ def run(program, counters, barrier, thread, threads, tokens, position, head_firs
         units = _units(step, first, count, tokens, position)
         while units > 0:
             unit = atomic_add(counters, i * SPACING, 1)
+            if step.op == MATMUL and count == 1:
+                begin, end = share(units, unit, threads)
+                if begin == units:
+                    break
+                for row in range(begin, end):
+                    _matmul(step, row, count)
+                continue
             if unit >= units:
                 break
             if step.op == MATMUL:

@@ -118,6 +118,25 @@ def _futex(typing_context, array, index, operation, value):
 
 
 @kernel
+def share(units, claim, threads):
+    """The range of units that claim number ``claim`` stands for; empty at the end when all are out.
+
+    Each round of claims shares out half of what is left, the last round the rest: long runs, which
+    read memory in order, and short ones at the end, so that all threads finish together. Of 64
+    units 2 threads claim 0-15, 16-31; 32-39, 40-47; 48-51, 52-55; and so on.
+    """
+    turn = min(claim // threads, 62)
+    if turn > 0 and units >> (turn - 1) < 2 * threads:
+        return units, units
+    left = units >> turn
+    after = left >> 1 if left >= 2 * threads else 0
+    start = units - left
+    width = left - after
+    lane = claim % threads
+    return start + width * lane // threads, start + width * (lane + 1) // threads
+
+
+@kernel
 def wait_for_all(barrier, threads):
     """Return once all ``threads`` have come here; ``barrier`` is int64 [BARRIER_SIZE].
 

@@ -14,7 +14,13 @@ import numpy as np
 from protocol import serve
 
 import quant
-from quant.bench import decode_seconds, prefill_seconds, random_model, read_bandwidth
+from quant.bench import (
+    GEOMETRIES,
+    decode_seconds,
+    prefill_seconds,
+    random_model,
+    read_bandwidth,
+)
 
 
 class Ours:
@@ -46,7 +52,7 @@ class Ours:
     ) -> dict[str, Any]:
         """Load a file, or make a random model where ``model`` is the name of a geometry."""
         self._threads = threads
-        if model in bench.GEOMETRIES:
+        if model in GEOMETRIES:
             spec = quant.QuantSpec(bits, group_size, symmetric)
             self._model = random_model(model, layers, spec)
         else:

@@ -21,6 +21,7 @@ from .kernels.attention import QUERIES, SPLIT
 from .kernels.threads import BARRIER_SIZE, SPACING
 from .qtensor import Floats, QuantTensor
 from .reference import rope_frequencies
+from .scratch import padded_tokens
 from .weights import Matrix
 
 
@@ -38,7 +39,7 @@ class Activation:
 
     @classmethod
     def allocate(cls, tokens: int, columns: int, group_size: int) -> Activation:
-        rows = -(-tokens // 12) * 12
+        rows = padded_tokens(tokens)
         groups = (rows, columns // group_size)
         return cls(
             columns,

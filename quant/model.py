@@ -9,11 +9,12 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from .backend import HEAD_TOKENS, Program, Scratch, new_program
+from .backend import Program, new_program
 from .cache import RollingCache
 from .config import ModelConfig
 from .errors import ConfigError, ContextFullError, InputError
 from .qtensor import Floats
+from .scratch import HEAD_TOKENS, Scratch
 from .weights import Weights
 
 CHUNK = 256

@@ -1,16 +1,17 @@
 """Grouped-query attention over the rolling buffer and the chunk that is being read.
 
-Keys lie in blocks of 16 positions, dimension by dimension: ``keys[head, slot // 16, d, slot % 16]``,
-so that one vector holds one dimension of 16 keys and scores need no sum across lanes. Values lie
-row by row: ``values[head, slot, d]``. Elements are float32, float16 (as uint16) or int8 (as
-``value + 128`` in uint8, with one scale for each head and slot). A key or value is read once for
-all the queries at work: those that share its head, in a prompt those of several tokens.
+Keys lie in blocks of 16 positions, dimension by dimension:
+``keys[head, slot // 16, d, slot % 16]``, so that one vector holds one dimension of 16 keys and
+scores need no sum across lanes. Values lie row by row: ``values[head, slot, d]``. Elements are
+float32, float16 (as uint16) or int8 (as ``value + 128`` in uint8, with one scale for each head and
+slot). A key or value is read once for all the queries at work: those that share its head, in a
+prompt those of several tokens.
 
 Positions are taken in *tiles* of 64 with the online softmax (a running maximum, a running sum and a
 running output, rescaled when a larger score comes by), and tiles in *splits* of 256, which start
 anew and are merged in order. So the splits of one token can be shared out among threads. Tiles and
-splits depend on positions alone, not on how a prompt was cut into chunks or who worked on it, and so
-does every bit of the result.
+splits depend on positions alone, not on how a prompt was cut into chunks or who worked on it, and
+so does every bit of the result.
 """
 
 from __future__ import annotations
@@ -21,22 +22,8 @@ from typing import Any
 import numpy as np
 
 from ..jit import kernel
-from ..simd import (
-    LANES,
-    add_outer_tile,
-    fma,
-    load,
-    load_tile,
-    load_vectors,
-    max_lanes,
-    maximum,
-    splat,
-    store,
-    store_one,
-    store_tile,
-    sum_lanes,
-    zeros_f32,
-)
+from ..simd import LANES, fma, load, max_lanes, maximum, splat, store, store_one, sum_lanes
+from ..tiles import add_outer_tile, load_tile, load_vectors, store_tile, zeros_f32
 from .pointwise import exp, rotate_head
 
 TILE = 64

@@ -22,26 +22,20 @@ from typing import Any
 import numpy as np
 
 from ..jit import instruction_set, kernel
-from ..simd import (
-    LANES,
-    LINE,
+from ..simd import LANES, LINE, code_offset, fma, load, splat, sum_lanes
+from ..tiles import (
     add_outer_tile,
-    code_offset,
     dot_tile_int4,
     dot_tile_int8,
-    fma,
     fold_tile,
     high_nibbles_each,
     join_planes,
-    load,
     load_lines,
     load_scales,
     low_nibbles_each,
     prefetch,
-    splat,
     start_tile,
     store_tile,
-    sum_lanes,
     zeros_f32,
     zeros_i32,
 )
@@ -57,12 +51,6 @@ if instruction_set() == "avx512vnni":
     (EXACT_ROWS, EXACT_TOKENS), (FAST_ROWS, FAST_TOKENS) = (2, 4), (2, 6)
 else:
     (EXACT_ROWS, EXACT_TOKENS), (FAST_ROWS, FAST_TOKENS) = (1, 2), (1, 4)
-
-COLUMN_PADDING = 4 * LANES
-"""Results are written by whole tiles: rows of an output are this much apart, or a multiple."""
-
-TOKEN_PADDING = 12
-"""And there is room for a multiple of so many tokens."""
 
 
 def _tile(bits: int, planes: int, row_blocks: int, tokens: int) -> Any:

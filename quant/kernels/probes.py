@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..jit import entry
-from ..simd import LANES, dot_tile_int4, load, load_lines, store, to_f32, zeros_i32
+from ..simd import LANES, load, store, to_f32
+from ..tiles import dot_tile_int4, load_lines, zeros_i32
 from .threads import wait_for_all
 
 DOTS = 12

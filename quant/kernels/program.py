@@ -443,8 +443,9 @@ def run(program, counters, barrier, thread, threads, tokens, position, head_firs
     """Carry out ``program`` as thread ``thread`` of ``threads``.
 
     ``tokens`` ids lie in the ids buffer; the first is at ``position``. Steps that only serve the
-    logits work on ``head_tokens`` tokens from ``head_first`` on. ``counters`` (int64, ``SPACING`` for each
-    step, all 0) and ``barrier`` (int64) are shared. ``kv`` is an empty array of the cache's dtype.
+    logits work on ``head_tokens`` tokens from ``head_first`` on. ``counters`` (int64, ``SPACING``
+    for each step, all 0) and ``barrier`` (int64) are shared. ``kv`` is an empty array of the
+    cache's dtype.
     """
     for i in range(program.size):
         step = program[i]

@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 QUANT = """
-errors config qtensor quantizers jit simd kernels.threads kernels.matmul kernels.pointwise
-kernels.attention kernels.program kernels.probes weights cache reference cpu backend model
+errors config qtensor quantizers jit simd tiles kernels.threads kernels.matmul kernels.pointwise
+kernels.attention kernels.program kernels.probes weights cache scratch reference cpu backend model
 sampling generation
 checkpoints.names checkpoints.gguf checkpoints.native checkpoints bench
 """.split()

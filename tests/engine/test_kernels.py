@@ -11,6 +11,7 @@ from quant import reference
 from quant.kernels import matmul, pointwise
 from quant.qtensor import QuantSpec
 from quant.quantizers import round_to_nearest
+from quant.scratch import HEAD_TOKENS, TOKEN_PADDING, WIDTH_PADDING
 
 from .test_qtensor import SPECS
 
@@ -204,3 +205,14 @@ def test_a_row_of_the_embedding(spec: QuantSpec) -> None:
             256, spec.group_size, number, output, 0,
         )  # fmt: skip
         np.testing.assert_allclose(output, packed.dequantize()[number], rtol=1e-6, atol=1e-7)
+
+
+def test_buffers_have_room_for_whole_tiles() -> None:
+    for rows, tokens in (
+        (matmul.DECODE_ROWS, 1),
+        (matmul.EXACT_ROWS, matmul.EXACT_TOKENS),
+        (matmul.FAST_ROWS, matmul.FAST_TOKENS),
+    ):
+        assert WIDTH_PADDING % (16 * rows) == 0
+        assert TOKEN_PADDING % tokens == 0
+        assert HEAD_TOKENS % tokens == 0

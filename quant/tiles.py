@@ -1,8 +1,8 @@
 """Tiles: several vectors as one tuple that stays in registers, updated as one.
 
 A tile of ``rows x tokens`` vectors holds the entry of row block r and token t at
-``r * tokens + t``. The loops below run while code is emitted, so what comes out is straight-line code; counts are
-constants of the kernel that is compiled.
+``r * tokens + t``. The loops below run while code is emitted, so what comes out is straight-line
+code; counts are constants of the kernel that is compiled.
 
 Example, inside a kernel: 2 row blocks of int8 weights times 6 tokens::
 

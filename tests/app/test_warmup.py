@@ -55,7 +55,7 @@ def test_json_tells_what_had_to_be_compiled(command: Command, kinds: dict[str, b
         ("f16", False),
         ("int8", True),
     ]
-    assert all(row["seconds"] >= 0 for row in report["kernels"])
+    assert all(isinstance(row["seconds"], float) for row in report["kernels"])
 
 
 def test_one_kind_alone(command: Command, kinds: dict[str, bool]) -> None:

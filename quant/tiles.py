@@ -118,28 +118,23 @@ def _load_each(array: Any, vector: Vector, stored: ir.VectorType, count: Any) ->
     return signature, emit
 
 
-@intrinsic
-def low_nibbles_each(typing_context, lines):
-    """The low four bits of each byte of a tuple of lines."""
+def _nibbles_each(operation: str, operand: int) -> Any:
+    @intrinsic
+    def nibbles(typing_context, lines):
+        """Four bits of each byte of a tuple of lines."""
 
-    def emit(context, builder, signature, arguments):
-        parts = cgutils.unpack_tuple(builder, arguments[0])
-        parts = [builder.and_(part, constant(i8x64, 15)) for part in parts]
-        return context.make_tuple(builder, signature.return_type, parts)
+        def emit(context, builder, signature, arguments):
+            parts = cgutils.unpack_tuple(builder, arguments[0])
+            parts = [getattr(builder, operation)(part, constant(i8x64, operand)) for part in parts]
+            return context.make_tuple(builder, signature.return_type, parts)
 
-    return lines(lines), emit
+        return lines(lines), emit
+
+    return nibbles
 
 
-@intrinsic
-def high_nibbles_each(typing_context, lines):
-    """The high four bits of each byte of a tuple of lines."""
-
-    def emit(context, builder, signature, arguments):
-        parts = cgutils.unpack_tuple(builder, arguments[0])
-        parts = [builder.lshr(part, constant(i8x64, 4)) for part in parts]
-        return context.make_tuple(builder, signature.return_type, parts)
-
-    return lines(lines), emit
+low_nibbles_each = _nibbles_each("and_", 15)
+high_nibbles_each = _nibbles_each("lshr", 4)
 
 
 def _dot_tile(bits: int) -> Any:

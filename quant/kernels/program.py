@@ -58,11 +58,6 @@ def _f32(address):
 
 
 @kernel
-def _f64(address):
-    return numba.carray(pointer_to(address), (ANY if address != 0 else 0,), np.float64)
-
-
-@kernel
 def _u16(address):
     return numba.carray(pointer_to(address), (ANY if address != 0 else 0,), np.uint16)
 

@@ -6,9 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from mistral_chat import models
 from mistral_chat.settings import Paths
+
+# No test asserts a time, and these machines are shared.
+settings.register_profile("shared-machine", deadline=None)
+settings.load_profile("shared-machine")
 
 
 def pytest_configure(config: pytest.Config) -> None:

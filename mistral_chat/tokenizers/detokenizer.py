@@ -10,20 +10,26 @@ class Detokenizer:
     r"""Turns ids into text one at a time, holding back a character until all its bytes are there.
 
     Joined, the pieces equal the bytes of all the ids decoded at once with errors replaced by
-    U+FFFD.
+    U+FFFD. With ``drop_space`` one space at the very beginning is left out: where a tokenizer puts
+    a space before a text, an answer begins with one that is not its own.
 
-    >>> stream = Detokenizer({7: b"caf", 8: b"\xc3", 9: b"\xa9"}.__getitem__)
+    >>> stream = Detokenizer({7: b" caf", 8: b"\xc3", 9: b"\xa9"}.__getitem__, drop_space=True)
     >>> [stream.feed(7), stream.feed(8), stream.feed(9), stream.flush()]
     ['caf', '', 'é', '']
     """
 
-    def __init__(self, token_bytes: Callable[[int], bytes]) -> None:
+    def __init__(self, token_bytes: Callable[[int], bytes], drop_space: bool = False) -> None:
         self._token_bytes = token_bytes
+        self._drop_space = drop_space
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, token: int) -> str:
         """The text that this token completes, which may be empty."""
-        return self._decoder.decode(self._token_bytes(token))
+        data = self._token_bytes(token)
+        if self._drop_space and data:
+            self._drop_space = False
+            data = data.removeprefix(b" ")
+        return self._decoder.decode(data)
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD for a character that was never finished."""

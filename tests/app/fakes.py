@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 import signal
 import time
 import zipfile
@@ -19,13 +20,14 @@ from mistral_chat.download import PinnedFile
 from mistral_chat.engine import Finished, PrefillProgress, TextDelta, Timings, Usage
 from mistral_chat.messages import Message
 from mistral_chat.models import EmbeddedModel
-from mistral_chat.tokenizers.byte_level import byte_alphabet
+from mistral_chat.tokenizers import Tokenizer
+from mistral_chat.tokenizers.huggingface import byte_alphabet
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nBe kind<|im_end|>\n' }}{% endif %}"
     "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
-    "{% endfor %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
@@ -44,6 +46,16 @@ def tiny_metadata() -> dict[str, Any]:
         "tokenizer.ggml.eos_token_id": 2,
         "tokenizer.chat_template": CHAT_TEMPLATE,
     }
+
+
+def encode_with_controls(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a rendered text in which control pieces are control ids."""
+    pattern = "|".join(map(re.escape, tokenizer.controls))
+    ids: list[int] = []
+    for part in re.split(f"({pattern})", text):
+        control = tokenizer.control_id(part)
+        ids.extend(tokenizer.encode(part) if control is None else [control])
+    return ids
 
 
 def write_tiny_gguf(path: Path) -> None:

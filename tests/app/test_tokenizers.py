@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mistral_chat.tokenizers import Detokenizer, Tokenizer, load_tokenizer, tokenizer_from_gguf
-from mistral_chat.tokenizers.byte_level import ByteLevelTokenizer, byte_alphabet
+from mistral_chat.tokenizers.huggingface import HuggingFaceTokenizer, byte_alphabet
 from quant.errors import CheckpointError, UnsupportedError
 
 from .fakes import CONTROLS, tiny_metadata
@@ -62,10 +61,10 @@ def test_a_merge_cannot_build_a_control_piece() -> None:
     assert len(tokenizer.encode("ab")) == 2
 
 
-def test_template_text_has_control_ids() -> None:
-    tokenizer = ByteLevelTokenizer.from_gguf(tiny_metadata())
-    ids = tokenizer.encode_template_text("<|im_start|>he<|im_end|>")
-    assert ids == [1, *tokenizer.encode("he"), 2]
+def test_control_pieces_show() -> None:
+    tokenizer = HuggingFaceTokenizer.from_gguf(tiny_metadata())
+    ids = [1, *tokenizer.encode("he"), 2]
+    assert tokenizer.show(ids) == "<|im_start|>he<|im_end|>"
 
 
 def test_an_unfinished_character_ends_as_a_replacement() -> None:
@@ -94,17 +93,7 @@ def test_saving_and_loading_changes_nothing(tmp_path: Path) -> None:
 def test_a_missing_or_broken_file_is_a_sentence(tmp_path: Path, name: str) -> None:
     TOKENIZER.save(tmp_path)
     (tmp_path / name).write_text("{", encoding="utf-8")
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        load_tokenizer(tmp_path)
-    (tmp_path / name).unlink()
-    with pytest.raises(CheckpointError, match=f"has no {name}"):
-        load_tokenizer(tmp_path)
-
-
-def test_a_config_without_controls_is_a_sentence(tmp_path: Path) -> None:
-    TOKENIZER.save(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({}), encoding="utf-8")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match=f"{name} is not JSON"):
         load_tokenizer(tmp_path)
 
 
@@ -114,7 +103,8 @@ def test_a_config_without_controls_is_a_sentence(tmp_path: Path) -> None:
         ("tokenizer.ggml.model", "wordpiece", UnsupportedError, "'wordpiece'"),
         ("tokenizer.ggml.pre", "strange", UnsupportedError, "'strange'"),
         ("tokenizer.ggml.token_type", [1], CheckpointError, "inconsistent"),
-        ("tokenizer.ggml.merges", ["no such"], CheckpointError, "merges"),
+        ("tokenizer.ggml.merges", ["no such"], CheckpointError, "out of vocabulary"),
+        ("tokenizer.ggml.merges", ["nospace"], CheckpointError, "damaged"),
     ],
 )
 def test_an_unknown_vocabulary_is_named(
@@ -132,7 +122,7 @@ def test_a_missing_part_is_named(key: str) -> None:
         tokenizer_from_gguf(metadata)
 
 
-@pytest.mark.parametrize(("piece", "kind"), [("x y", 1), ("user", 4), ("!!", 9)])
+@pytest.mark.parametrize(("piece", "kind"), [("x y", 1), ("user", 2), ("!!", 9)])
 def test_a_token_that_means_something_else_is_refused(piece: str, kind: int) -> None:
     metadata = tiny_metadata()
     metadata["tokenizer.ggml.tokens"] += [piece]

@@ -10,7 +10,7 @@ import pytest
 
 import quant
 from mistral_chat.settings import Paths
-from mistral_chat.tokenizers.byte_level import ByteLevelTokenizer
+from mistral_chat.tokenizers import load_tokenizer
 from quant.generation import generate
 
 from .oracle import forward, kl_divergence
@@ -33,7 +33,7 @@ def model(folder: Path) -> quant.Model:
 
 @pytest.fixture(scope="module")
 def ids(folder: Path) -> list[int]:
-    return ByteLevelTokenizer.load(folder).encode(TEXT.read_text(encoding="utf-8"))
+    return load_tokenizer(folder).encode(TEXT.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")

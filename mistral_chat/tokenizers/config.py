@@ -1,0 +1,156 @@
+"""What lies beside a vocabulary in a Hugging Face folder: its special tokens and chat template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quant.errors import CheckpointError
+
+CONFIG_FILE = "tokenizer_config.json"
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """``added`` maps pieces that were added to a vocabulary to their ids; those in ``special`` too.
+
+    ``add_bos`` is None where nothing is said about it.
+    """
+
+    bos: str | None = None
+    eos: str | None = None
+    add_bos: bool | None = None
+    chat_template: str | None = None
+    added: Mapping[str, int] = field(default_factory=dict)
+    special: frozenset[str] = frozenset()
+
+    def names(self, piece: str) -> bool:
+        """Whether a piece is a mark rather than text: declared so, or written by the template.
+
+        White space and single characters are text even where the template writes them.
+        """
+        if piece in self.special or piece in (self.bos, self.eos):
+            return True
+        template = self.chat_template or ""
+        return len(piece) > 1 and not piece.isspace() and piece in template
+
+    def save(self, folder: Path) -> None:
+        """Write ``tokenizer_config.json`` in Hugging Face's names."""
+        values = {
+            "bos_token": self.bos,
+            "eos_token": self.eos,
+            "add_bos_token": self.add_bos,
+            "added_tokens_decoder": {
+                str(token): {"content": piece, "special": piece in self.special}
+                for piece, token in self.added.items()
+            },
+            "chat_template": self.chat_template,
+        }
+        values = {name: value for name, value in values.items() if value is not None}
+        text = json.dumps(values, ensure_ascii=False, indent=2)
+        (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def config_from_gguf(metadata: Mapping[str, Any], add_bos: bool) -> TokenizerConfig:
+    """The same of a GGUF header; ``add_bos`` is what holds where it says nothing."""
+    pieces = metadata["tokenizer.ggml.tokens"]
+
+    def named(key: str) -> str | None:
+        token = metadata.get(f"tokenizer.ggml.{key}_token_id")
+        if not isinstance(token, int) or not 0 <= token < len(pieces):
+            return None
+        return str(pieces[token])
+
+    return TokenizerConfig(
+        bos=named("bos"),
+        eos=named("eos"),
+        add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", add_bos)),
+        chat_template=metadata.get("tokenizer.chat_template"),
+    )
+
+
+def read_config(folder: Path) -> TokenizerConfig:
+    """What the folder's files say, all of which may be missing.
+
+    Those are ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json``,
+    ``chat_template.jinja`` and ``chat_template.json``. Raises CheckpointError for a broken one.
+    """
+    config = _object(folder / CONFIG_FILE)
+    marks = _object(folder / "special_tokens_map.json")
+    added: dict[str, int] = {}
+    special: set[str] = set()
+    for token, entry in _mapping(config, "added_tokens_decoder", folder).items():
+        piece = _piece(entry)
+        if piece is None or not token.isdecimal():
+            raise CheckpointError(f"{folder / CONFIG_FILE} has a broken added token {token!r}.")
+        added[piece] = int(token)
+        if isinstance(entry, dict) and entry.get("special"):
+            special.add(piece)
+    for piece, token in _object(folder / "added_tokens.json").items():
+        if not isinstance(token, int):
+            raise CheckpointError(f"{folder / 'added_tokens.json'}: {piece!r} has no id.")
+        added.setdefault(piece, token)
+    values = {**marks, **{name: value for name, value in config.items() if value is not None}}
+    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        special |= {piece for piece in [_piece(values.get(name))] if piece is not None}
+    more = values.get("additional_special_tokens")
+    if isinstance(more, list):
+        special |= {piece for entry in more if (piece := _piece(entry)) is not None}
+    add_bos = values.get("add_bos_token")
+    return TokenizerConfig(
+        bos=_piece(values.get("bos_token")),
+        eos=_piece(values.get("eos_token")),
+        add_bos=add_bos if isinstance(add_bos, bool) else None,
+        chat_template=_chat_template(folder, values),
+        added=added,
+        special=frozenset(special),
+    )
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; raises CheckpointError where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON ({error}); fetch it again.") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is not a JSON object; fetch it again.")
+    return value
+
+
+def _object(path: Path) -> dict[str, Any]:
+    return read_object(path) if path.exists() else {}
+
+
+def _mapping(values: Mapping[str, Any], name: str, folder: Path) -> dict[str, Any]:
+    value = values.get(name) or {}
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {name} is not an object; fetch it again.")
+    return value
+
+
+def _piece(entry: object) -> str | None:
+    """A token is written as its text, or as an object with ``content``."""
+    if isinstance(entry, dict):
+        entry = entry.get("content")
+    return entry if isinstance(entry, str) else None
+
+
+def _chat_template(folder: Path, values: Mapping[str, Any]) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.exists():
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{file} cannot be read: {error}.") from error
+    template = _object(folder / "chat_template.json").get("chat_template")
+    template = values.get("chat_template") if template is None else template
+    if isinstance(template, list):
+        named = {entry.get("name"): entry for entry in template if isinstance(entry, dict)}
+        template = named.get("default", {}).get("template")
+    return template if isinstance(template, str) else None

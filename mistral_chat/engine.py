@@ -21,8 +21,13 @@ from mistral_chat.errors import UsageError
 from mistral_chat.messages import Message
 from mistral_chat.models import locate, open_tokenizer
 from mistral_chat.settings import Paths, Settings
-from mistral_chat.templates import ChatTemplate, template_for
-from mistral_chat.tokenizers import Detokenizer, Tokenizer
+from mistral_chat.templates import (
+    ChatTemplate,
+    SystemPosition,
+    TemplateOptions,
+    template_for,
+)
+from mistral_chat.tokenizers import Detokenizer, Tokenizer, check_vocabulary
 from quant.checkpoints import DEFAULT_SPEC
 from quant.errors import CacheError
 
@@ -96,6 +101,12 @@ def sampling_of(settings: Settings) -> quant.Sampling:
     )
 
 
+def template_options(settings: Settings, neutralize: bool = True) -> TemplateOptions:
+    """The settings that a chat template takes."""
+    position = settings.system_position
+    return TemplateOptions(None if position is None else SystemPosition(position), neutralize)
+
+
 class ChatEngine:
     """A loaded model with its tokenizer, its template and what it remembers of the last prompt."""
 
@@ -113,6 +124,9 @@ class ChatEngine:
         self.name = name
         self._open_session = open_session
         self.session = open_session()
+        # A model may name more ends of a text than its template does.
+        ends = (*template.stop_ids, *model.config.eos_token_ids)
+        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(ends))
 
     @classmethod
     def open(cls, settings: Settings, paths: Paths, progress: Progress) -> ChatEngine:
@@ -125,8 +139,9 @@ class ChatEngine:
         with ThreadPoolExecutor(1) as background:
             kernels = background.submit(_load_kernels, settings.kv)
             tokenizer = open_tokenizer(path)
-            template = template_for(tokenizer)
+            template = template_for(tokenizer, template_options(settings))
             model = quant.load(path, DEFAULT_SPEC)
+            check_vocabulary(tokenizer, model.config.vocab_size)
             longest = model.config.max_position_embeddings
             if settings.context > longest and settings.source("context") != "default":
                 raise UsageError(
@@ -178,12 +193,13 @@ class ChatEngine:
             self.session,
             ids[cached:],
             sampling,
-            stop=self.template.stop_ids,
+            stop=self.stop_ids,
             cancel=cancel,
             max_tokens=max_tokens,
             progress=report,
         )
-        detokenizer = Detokenizer(self.tokenizer.token_bytes)
+        drop_space = self.tokenizer.space_prefix != "never"
+        detokenizer = Detokenizer(self._token_bytes, drop_space)
         pieces: list[str] = []
         count = 0
         for token in generation:
@@ -209,6 +225,10 @@ class ChatEngine:
             ),
             seed=generation.seed,
         )
+
+    def _token_bytes(self, token: int) -> bytes:
+        """The bytes of a token; none for the rows by which an embedding is padded."""
+        return self.tokenizer.token_bytes(token) if token < self.tokenizer.vocab_size else b""
 
     def _rewind(self, ids: Sequence[int]) -> int:
         """Forget what the new prompt does not share with the last; the count of ids kept."""

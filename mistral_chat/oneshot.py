@@ -49,6 +49,15 @@ def gather(words: Sequence[str], files: Sequence[Path], stdin: BinaryIO | None) 
     return prompt
 
 
+def read_input(file: Path | None) -> bytes:
+    """The bytes of a file, or of standard input for None or ``-``; raises UsageError."""
+    if file is not None and str(file) != STDIN:
+        return _read(file)
+    if sys.stdin is None or (file is None and sys.stdin.isatty()):
+        raise UsageError("There is no input; name a file, or pipe text into the command.")
+    return sys.stdin.buffer.read()
+
+
 def _read(file: Path) -> bytes:
     try:
         return file.read_bytes()

@@ -129,6 +129,13 @@ class Settings:
         sampling=True,
     )
     system: str | None = _row(str, None, "System prompt (default: the model's own).")
+    system_position: str | None = _row(
+        str,
+        None,
+        "Where Mistral's formats before v7 put the system prompt: before the first message of the "
+        "user, which keeps what is cached, or before the last (default: as Mistral's reference).",
+        choices=("first", "last"),
+    )
     kv: str = _row(
         str, "f16", "How the cache is held; int8 takes half the memory.", choices=("f16", "int8")
     )

@@ -118,7 +118,7 @@ def chat(script: Script) -> ChatEngine:
         script.sessions.append(RememberingSession())
         return script.sessions[-1]
 
-    model: Any = SimpleNamespace()
+    model: Any = SimpleNamespace(config=SimpleNamespace(eos_token_ids=(2, 7)))
     return ChatEngine(model, TOKENIZER, TEMPLATE, open_session, "fake")
 
 
@@ -223,7 +223,7 @@ def loadable(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     asked: dict[str, Any] = {}
 
     class Model:
-        config = SimpleNamespace(max_position_embeddings=512)
+        config = SimpleNamespace(max_position_embeddings=512, vocab_size=272, eos_token_ids=())
 
         def session(self, **more: Any) -> RememberingSession:
             asked.update(more)

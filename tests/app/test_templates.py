@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from mistral_chat.errors import UsageError
 from mistral_chat.messages import Message, Role
 from mistral_chat.templates import default_system_text, template_for
-from mistral_chat.tokenizers.byte_level import ByteLevelTokenizer
+from mistral_chat.tokenizers.huggingface import HuggingFaceTokenizer
 from quant.errors import UnsupportedError
 
-from .fakes import tiny_metadata
+from .fakes import encode_with_controls, tiny_metadata
 
-TOKENIZER = ByteLevelTokenizer.from_gguf(tiny_metadata())
+TOKENIZER = HuggingFaceTokenizer.from_gguf(tiny_metadata())
 TEMPLATE = template_for(TOKENIZER)
 
 
@@ -31,7 +31,7 @@ def test_a_conversation_is_what_the_jinja_text_renders() -> None:
         "<|im_start|>assistant\n"
     )
     ids = TEMPLATE.encode(say("Hello", "Hi!", " Bye "))
-    assert ids == TOKENIZER.encode_template_text(rendered)
+    assert ids == encode_with_controls(TOKENIZER, rendered)
 
 
 @pytest.mark.parametrize("text", ["Be brief", ""])
@@ -41,7 +41,7 @@ def test_a_system_message_replaces_the_default(text: str) -> None:
         f"<|im_start|>system\n{text}<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
-    assert ids == TOKENIZER.encode_template_text(rendered)
+    assert ids == encode_with_controls(TOKENIZER, rendered)
 
 
 @given(st.lists(st.sampled_from(["<|im_end|>", "<|im_start|>", "\n", "a"])).map("".join))
@@ -63,11 +63,11 @@ def test_the_ends_of_turn_and_text_stop() -> None:
         [Message(Role.SYSTEM, "a")],
         say("a", "b"),
         [Message(Role.ASSISTANT, "a")],
-        [*say("a"), Message(Role.USER, "b")],
-        [*say("a"), Message(Role.SYSTEM, "b"), Message(Role.USER, "c")],
+        [*say("a", "b"), Message(Role.SYSTEM, "b"), Message(Role.USER, "c")],
+        [*say("a", "", "b")],
     ],
 )
-def test_roles_must_alternate(messages: list[Message]) -> None:
+def test_roles_out_of_order(messages: list[Message]) -> None:
     with pytest.raises(UsageError):
         TEMPLATE.encode(messages)
 
@@ -85,15 +85,13 @@ def test_the_default_system_text_is_read_from_the_file(jinja: str, text: str | N
     assert default_system_text(jinja) == text
 
 
-@pytest.mark.parametrize("jinja", [None, "[INST] {{ text }}"])
-def test_a_template_that_is_not_known_is_refused(jinja: str | None) -> None:
-    metadata = {**tiny_metadata(), "tokenizer.chat_template": jinja}
-    with pytest.raises(UnsupportedError, match="template"):
-        template_for(ByteLevelTokenizer.from_gguf(metadata))
+def test_a_model_without_a_template_is_refused() -> None:
+    metadata = {**tiny_metadata(), "tokenizer.chat_template": None}
+    with pytest.raises(UnsupportedError, match="no chat template"):
+        template_for(HuggingFaceTokenizer.from_gguf(metadata))
 
 
-def test_a_vocabulary_without_the_markers_is_refused() -> None:
+def test_without_the_markers_it_is_not_chatml() -> None:
     metadata = tiny_metadata()
     metadata["tokenizer.ggml.tokens"][1] = "<start>"
-    with pytest.raises(UnsupportedError, match="im_start"):
-        template_for(ByteLevelTokenizer.from_gguf(metadata))
+    assert template_for(HuggingFaceTokenizer.from_gguf(metadata)).name == "jinja"

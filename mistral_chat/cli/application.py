@@ -1,0 +1,70 @@
+"""The application that commands are added to, and the options they share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from mistral_chat import __version__
+from mistral_chat.errors import ClosedPipeError
+from mistral_chat.settings import setting
+
+PROGRAM = "mistral-chat"
+DEFAULT_COMMAND = "chat"
+
+
+class _Group(typer.core.TyperGroup):
+    """The commands. At a closed pipe Typer would end the process; here it is an error like any."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise ClosedPipeError from error
+
+
+app = typer.Typer(
+    name=PROGRAM,
+    cls=_Group,
+    help="Chat with a language model in this terminal: private, offline, on this computer.",
+    epilog=f"'{PROGRAM} chat --help' lists the options of a question.",
+    add_completion=False,
+    # Rich help would import Rich before it is needed.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def option(name: str, *more: str) -> Any:
+    """The option of a setting: its flag and help come from the table of settings."""
+    row = setting(name)
+    words = [row.help]
+    if row.choices:
+        words.append(f"One of: {', '.join(row.choices)}.")
+    if row.default is not None:
+        words.append(f"[default: {row.default}]")
+    if row.environment:
+        words.append(f"[env: {row.environment}]")
+    return typer.Option(row.flag, *more, help=" ".join(words), show_default=False)
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing beside the result.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global_options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Chat with a language model in this terminal: private, offline, on this computer."""

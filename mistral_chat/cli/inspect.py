@@ -1,0 +1,94 @@
+"""Commands that show what a model sees and what a checkpoint is."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mistral_chat.cli.application import AsJson, app, option
+from mistral_chat.errors import ExitCode, UsageError
+from mistral_chat.settings import Paths, resolve
+
+
+@app.command()
+def template(
+    conversation: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A JSON list of messages, each with role and content; without it or as '-', "
+            "standard input.",
+            show_default=False,
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="A tokenizer's file or folder, instead of a model.", show_default=False),
+    ] = None,
+    version: Annotated[
+        str | None,
+        typer.Option(help="A format of Mistral's: v1, v2, v3, v7.", show_default=False),
+    ] = None,
+    neutralize: Annotated[
+        bool,
+        typer.Option(
+            "--neutralize",
+            help="Break up the plain-text markers of v1 and Zephyr typed in a message, as chat "
+            "does; the reference encoder does not.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+    model: Annotated[str | None, option("model", "-m")] = None,
+    system_position: Annotated[str | None, option("system_position")] = None,
+) -> int:
+    """Show a conversation as the token ids that a model is given."""
+    paths = Paths.from_environment(os.environ)
+    if tokenizer is not None and model is not None:
+        raise UsageError("--tokenizer and --model exclude each other; give one of them.")
+    settings = resolve({"model": model, "system_position": system_position}, os.environ, paths)
+
+    from mistral_chat.engine import template_options
+    from mistral_chat.messages import read_conversation
+    from mistral_chat.models import locate, open_tokenizer
+    from mistral_chat.oneshot import read_input
+    from mistral_chat.render import Notes
+    from mistral_chat.template_view import TemplateView
+    from mistral_chat.templates import template_for
+
+    messages = read_conversation(read_input(conversation))
+    if tokenizer is None:
+        with Notes().progress() as progress:
+            tokenizer = locate(settings.model, paths, progress)
+    vocabulary = open_tokenizer(tokenizer)
+    chosen = template_for(vocabulary, template_options(settings, neutralize), version)
+    view = TemplateView.of(vocabulary, chosen, messages)
+    if as_json:
+        typer.echo(view.to_json())
+    else:
+        view.print(sys.stdout)
+    return ExitCode.DONE
+
+
+@app.command()
+def info(
+    path: Annotated[str, typer.Argument(help="A model's file or folder, or its name.")],
+    as_json: AsJson = False,
+) -> int:
+    """Show what a checkpoint is: family, geometry, window, tokenizer, quantization, size."""
+    from rich.console import Console
+
+    from mistral_chat.info import inspect
+    from mistral_chat.models import locate
+    from mistral_chat.render import Notes
+
+    with Notes().progress() as progress:
+        place = locate(path, Paths.from_environment(os.environ), progress)
+    report = inspect(place)
+    if as_json:
+        typer.echo(report.to_json())
+    else:
+        report.print(Console(soft_wrap=True))
+    return ExitCode.DONE

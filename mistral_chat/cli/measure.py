@@ -1,0 +1,94 @@
+"""Commands that measure, or that prepare for speed."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from mistral_chat.cli.application import AsJson, Quiet, app, option
+from mistral_chat.errors import ExitCode
+from mistral_chat.settings import Paths, resolve, setting
+
+
+@app.command()
+def bench(
+    prefill: Annotated[
+        list[int] | None,
+        typer.Option(help="Length of a prompt to read; may be repeated.", min=1, metavar="TOKENS"),
+    ] = None,
+    depth: Annotated[
+        list[int] | None,
+        typer.Option(help="Tokens in the cache while decoding; may be repeated.", min=0),
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option(help="Measurements of each; medians are shown.", min=1)
+    ] = 5,
+    geometry: Annotated[
+        str | None,
+        typer.Option(help="Random weights of known shapes, without a file: mistral-7b, ..."),
+    ] = None,
+    layers: Annotated[
+        int | None, typer.Option(help="With --geometry: layers, instead of all.", min=1)
+    ] = None,
+    bits: Annotated[int, typer.Option(help="With --geometry: 4 or 8.")] = 4,
+    group_size: Annotated[int, typer.Option(help="With --geometry: 32, 64 or 128.")] = 64,
+    symmetric: Annotated[bool, typer.Option(help="With --geometry: scales only.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    model: Annotated[str | None, option("model", "-m")] = None,
+    threads: Annotated[int | None, option("threads")] = None,
+    kv: Annotated[str | None, option("kv")] = None,
+) -> int:
+    """Measure how fast a model reads and writes on this computer."""
+    flags = {"model": model, "threads": threads, "kv": kv}
+    paths = Paths.from_environment(os.environ)
+    settings = resolve(flags, os.environ, paths)
+
+    from rich.console import Console
+
+    from mistral_chat.bench import Plan, run_benchmark
+    from mistral_chat.render import Notes
+
+    plan = Plan(
+        prefill or [128, 512], depth or [0, 1024], rounds, geometry, layers, bits, group_size,
+        symmetric,
+    )  # fmt: skip
+    with Notes(quiet).progress() as progress:
+        report = run_benchmark(plan, settings, paths, progress)
+    if as_json:
+        typer.echo(report.to_json())
+    else:
+        report.print(Console())
+    return ExitCode.DONE
+
+
+@app.command()
+def warmup(
+    kv: Annotated[
+        str | None,
+        typer.Option(
+            "--kv",
+            help=f"Only for this kind of cache: {' or '.join(setting('kv').choices)}. "
+            "[default: all]",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> int:
+    """Compile the kernels now, once on this computer; no model is needed."""
+    row = setting("kv")
+    kinds = row.choices if kv is None else [row.check(kv, row.flag)]
+
+    from mistral_chat.render import Notes
+    from mistral_chat.warmup import warm_up
+
+    notes = Notes(quiet)
+    with notes.progress() as progress:
+        report = warm_up(kinds, progress)
+    notes.say(report.sentence())
+    if as_json:
+        typer.echo(report.to_json())
+    return ExitCode.DONE

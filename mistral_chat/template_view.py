@@ -1,0 +1,99 @@
+"""A conversation as a model is given it: every token, and who wrote it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TextIO
+
+from rich.console import Console
+from rich.text import Text
+
+from mistral_chat.messages import Message
+from mistral_chat.templates import ChatTemplate, Segment
+from mistral_chat.tokenizers import Tokenizer
+
+# Two shades for each role, taken in turn, so that one sees where a token ends.
+_SHADES = {
+    "control": ("bold white on magenta", "bold white on dark_magenta"),
+    "template": ("black on grey70", "black on grey85"),
+    "system": ("black on yellow3", "black on light_goldenrod2"),
+    "user": ("black on steel_blue1", "black on light_sky_blue1"),
+    "assistant": ("black on dark_sea_green3", "black on pale_green1"),
+}
+# Control characters as the pictures that Unicode has of them, so that nothing typed steers the
+# terminal.
+_PICTURES = {
+    **{code: 0x2400 + code for code in range(0x20)},
+    0x7F: 0x2421,
+    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One token: its id, its text (control pieces show) and its source.
+
+    That is ``control``, ``template`` (words of the template itself) or the role that wrote it.
+    """
+
+    token: int
+    text: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateView:
+    """The tokens of a conversation; ``text`` is all of them as one text."""
+
+    template: str
+    pieces: tuple[Piece, ...]
+    text: str
+
+    @classmethod
+    def of(
+        cls, tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message]
+    ) -> TemplateView:
+        """The view of ``messages``; raises UsageError as the template does."""
+        segments = template.segments(messages)
+        pieces = tuple(
+            Piece(token, tokenizer.show([token]), _source(segment))
+            for segment in segments
+            for token in segment.ids
+        )
+        return cls(template.name, pieces, tokenizer.show([piece.token for piece in pieces]))
+
+    def to_json(self) -> str:
+        """One JSON object with ``ids``, ``text`` and the name of the ``template``."""
+        ids = [piece.token for piece in self.pieces]
+        return json.dumps(
+            {"ids": ids, "text": self.text, "template": self.template}, ensure_ascii=False
+        )
+
+    def print(self, stream: TextIO) -> None:
+        """In colour, the pieces side by side; without, a line for each: id, source and piece."""
+        console = Console(file=stream, highlight=False, soft_wrap=True)
+        if console.color_system is None or console.no_color:
+            for piece in self.pieces:
+                text = json.dumps(piece.text, ensure_ascii=False)
+                stream.write(f"{piece.token}\t{piece.source}\t{text}\n")
+            return
+        shown = Text()
+        for place, piece in enumerate(self.pieces):
+            # A newline ends the line, after a sign that shows it.
+            lines = piece.text.split("\n")
+            visible = "↵\n".join(line.translate(_PICTURES) for line in lines)
+            shown.append(visible, _SHADES[piece.source][place % 2])
+        console.print(shown)
+        legend = Text(f"{len(self.pieces)} tokens, template {self.template}: ")
+        for source, shades in _SHADES.items():
+            if any(piece.source == source for piece in self.pieces):
+                legend.append(f" {source} ", shades[0]).append(" ")
+        console.print(legend)
+
+
+def _source(segment: Segment) -> str:
+    if segment.control:
+        return "control"
+    return segment.role.value if segment.role else "template"

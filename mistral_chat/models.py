@@ -14,6 +14,7 @@ from mistral_chat.settings import Paths, nearest
 from mistral_chat.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_gguf
 
 CONFIG_FILE = "config.json"
+GGUF_MAGIC = b"GGUF"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def locate(name: str, paths: Paths, progress: Progress) -> Path:
     known = {entry.name: entry for entry in list_models(paths)}
     raise ModelMissingError(
         f"There is no model named {name!r}{nearest(name, known)} 'mistral-chat models' lists "
-        "those that are here, and the path of a GGUF file works too."
+        "those that are here, and the path of a GGUF file or of a model's folder works too."
     )
 
 
@@ -121,11 +122,13 @@ def install(model: EmbeddedModel, paths: Paths, progress: Progress) -> Path:
 
 
 def open_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a native folder or of a GGUF file.
+    """The tokenizer of a model's folder or GGUF file, or in a tokenizer's own file.
 
     Raises CheckpointError where it is missing or broken, UnsupportedError where its kind is not
     handled.
     """
-    if path.is_dir():
-        return load_tokenizer(path)
-    return tokenizer_from_gguf(quant.read_gguf_metadata(path))
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(4) == GGUF_MAGIC:
+                return tokenizer_from_gguf(quant.read_gguf_metadata(path))
+    return load_tokenizer(path)

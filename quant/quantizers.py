@@ -48,8 +48,15 @@ def round_to_nearest(weights: Floats, spec: QuantSpec) -> QuantTensor:
 
 def relative_error(weights: Floats, quantized: QuantTensor) -> float:
     """``|weights - dequantized| / |weights|`` as Frobenius norms; 0 for all-zero weights."""
-    size = float(np.linalg.norm(weights))
-    return float(np.linalg.norm(weights - quantized.dequantize())) / size if size else 0.0
+    error, size = squared_norms(weights, quantized)
+    return float(np.sqrt(error / size)) if size else 0.0
+
+
+def squared_norms(weights: Floats, quantized: QuantTensor) -> tuple[float, float]:
+    """``|weights - dequantized| ** 2`` and ``|weights| ** 2``, which add up over rows."""
+    difference = np.subtract(weights, quantized.dequantize()).reshape(-1)
+    flat = weights.reshape(-1)
+    return float(np.dot(difference, difference)), float(np.dot(flat, flat))
 
 
 def _halves(values: Floats) -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:

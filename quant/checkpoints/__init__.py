@@ -6,28 +6,47 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import CheckpointError, SpecError
 from ..model import Model
-from ..qtensor import QuantSpec, QuantTensor
-from ..quantizers import relative_error, round_to_nearest
+from ..qtensor import ROW_BLOCK, QuantSpec, QuantTensor, check_columns, packed_shapes
+from ..quantizers import round_to_nearest, squared_norms
 from ..weights import MATRICES, Layer, Matrix, Weights, check_shapes
+from .checkpoint import Checkpoint
+from .folders import CONFIG, CONSOLIDATED, INDEX, PARAMS, SINGLE, open_huggingface, open_mistral
 from .gguf import GGUFCheckpoint
-from .native import WEIGHTS, Checkpoint, NativeCheckpoint, write
+from .native import WEIGHTS, NativeCheckpoint, write
+from .pickles import refuse_pickle, refuse_pickles
 
 DEFAULT_SPEC = QuantSpec(bits=4, group_size=64, symmetric=False)
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """The checkpoint at ``path``: a native folder, or a GGUF file.
+SLAB_WEIGHTS = 1 << 23
+"""Weights of a float matrix that are in memory at once while it is quantized: 32 MB as float32."""
 
-    Raises :class:`~quant.errors.CheckpointError` for anything else.
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """The checkpoint at ``path``: a native, a Hugging Face or a Mistral folder, or a GGUF file.
+
+    What a folder is, its files tell; one with both Hugging Face's and Mistral's is read as the
+    former. Raises :class:`~quant.errors.CheckpointError` for anything else.
     """
     place = Path(path)
-    if place.is_dir():
-        if (place / WEIGHTS).exists():
-            return NativeCheckpoint(place)
-        raise CheckpointError(f"The folder {place} holds no model: there is no {WEIGHTS} in it.")
-    return GGUFCheckpoint(place)
+    if not place.is_dir():
+        refuse_pickle(place)
+        return GGUFCheckpoint(place)
+    if (place / WEIGHTS).exists() and (place / CONFIG).exists():
+        return NativeCheckpoint(place)
+    if (place / CONFIG).exists() and any((place / name).exists() for name in (INDEX, SINGLE)):
+        return open_huggingface(place)
+    if (place / PARAMS).exists() and any(place.glob(CONSOLIDATED)):
+        return open_mistral(place)
+    refuse_pickles(place)
+    raise CheckpointError(
+        f"The folder {place} holds no model: there is neither {SINGLE} (or its index) with "
+        f"{CONFIG}, nor consolidated.safetensors with {PARAMS}."
+    )
 
 
 def load(path: str | Path, spec: QuantSpec | None = None) -> Model:
@@ -85,37 +104,63 @@ def quantize(
 
     def convert(name: str) -> tuple[tuple[int, ...], QuantSpec | None, Callable[[], Matrix]]:
         shape, packed = checkpoint.describe(name)
-        if packed is None and len(shape) == 2:
-            packed = spec
+        if packed is not None or len(shape) < 2:
+            return shape, packed, lambda: checkpoint.read(name)
+        check_columns_of(name, shape, spec)
 
         def make() -> Matrix:
-            tensor = checkpoint.read(name)
-            if packed is None or isinstance(tensor, QuantTensor):
-                return tensor
-            quantized = _quantized(tensor, name, packed)
-            errors[name] = relative_error(tensor, quantized)
+            quantized, errors[name] = _quantized(checkpoint, name, spec)
             return quantized
 
-        return shape, packed, make
+        return shape, spec, make
 
     def receipt() -> dict[str, Any]:
-        return {"method": "rtn" if errors else "lossless", "relative_errors": errors}
+        left = {**checkpoint.import_errors, **errors}
+        return {"method": "rtn" if left else "lossless", "relative_errors": left}
 
     write(checkpoint, Path(target), convert, receipt, progress, companions, force)
 
 
-def _converted(checkpoint: Checkpoint, name: str, spec: QuantSpec | None) -> Matrix:
-    tensor = checkpoint.read(name)
-    if spec is None or isinstance(tensor, QuantTensor) or tensor.ndim < 2:
-        return tensor
-    return _quantized(tensor, name, spec)
-
-
-def _quantized(tensor: Any, name: str, spec: QuantSpec) -> QuantTensor:
+def check_columns_of(name: str, shape: tuple[int, ...], spec: QuantSpec) -> None:
+    """Raise SpecError, naming the tensor, unless whole groups fill its columns."""
     try:
-        return round_to_nearest(tensor, spec)
+        check_columns(shape[1], spec)
     except SpecError as error:
         raise SpecError(f"The tensor {name} cannot be quantized: {error}") from error
+
+
+def _converted(checkpoint: Checkpoint, name: str, spec: QuantSpec | None) -> Matrix:
+    shape, packed = checkpoint.describe(name)
+    if spec is None or packed is not None or len(shape) < 2:
+        return checkpoint.read(name)
+    return _quantized(checkpoint, name, spec)[0]
+
+
+def _quantized(checkpoint: Checkpoint, name: str, spec: QuantSpec) -> tuple[QuantTensor, float]:
+    """A float matrix packed by ``spec`` and the relative error left, a slab of rows at a time."""
+    (rows, columns), _ = checkpoint.describe(name)
+    check_columns_of(name, (rows, columns), spec)
+    codes_shape, scales_shape = packed_shapes(rows, columns, spec)
+    codes, scales = np.empty(codes_shape, np.uint8), np.empty(scales_shape, np.float16)
+    minimums = None if spec.symmetric else np.empty(scales_shape, np.float16)
+    whole = QuantTensor(spec, rows, columns, codes, scales, minimums)
+    # Slabs of whole heads, which are whole row blocks too.
+    step = checkpoint.config.head_dim
+    step *= max(1, SLAB_WEIGHTS // (step * columns))
+    error = size = 0.0
+    for start in range(0, rows, step):
+        floats = checkpoint.read_rows(name, start, min(start + step, rows))
+        try:
+            part = round_to_nearest(floats, spec)
+        except SpecError as reason:
+            raise SpecError(f"The tensor {name} cannot be quantized: {reason}") from reason
+        block = slice(start // ROW_BLOCK, start // ROW_BLOCK + len(part.codes))
+        codes[block], scales[block] = part.codes, part.scales
+        if minimums is not None and part.minimums is not None:
+            minimums[block] = part.minimums
+        added = squared_norms(floats, part)
+        error, size = error + added[0], size + added[1]
+    return whole, float(np.sqrt(error / size)) if size else 0.0
 
 
 def _floats(matrix: Matrix) -> Any:

@@ -1,4 +1,4 @@
-"""GGUF files: the header read with every length checked, blocks repacked without loss.
+"""GGUF files: the header read with every length checked, tensors read when they are asked for.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The header is parsed here and not
 by the ``gguf`` package, whose reader trusts the lengths that a damaged file claims.
@@ -6,7 +6,6 @@ by the ``gguf`` package, whose reader trusts the lengths that a damaged file cla
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from dataclasses import dataclass
 from math import prod
@@ -18,9 +17,11 @@ import numpy.typing as npt
 
 from ..config import ModelConfig, from_gguf
 from ..errors import CheckpointError, UnsupportedError
-from ..qtensor import Floats, QuantSpec, pack
+from ..qtensor import Floats, QuantSpec
 from ..weights import Matrix
-from .names import gguf_name, tensor_shape
+from .blocks import BLOCK_TYPES, import_blocks
+from .names import gguf_name, half_split_order, tensor_names, tensor_shape
+from .tensors import FLOAT_BYTES, digest_of, read_bytes, to_floats
 
 _SCALARS = {
     0: "B",
@@ -36,25 +37,8 @@ _SCALARS = {
     12: "d",
 }
 _STRING, _ARRAY = 8, 9
-_BLOCK = 32
-
-F32, F16, Q4_0, Q4_1, Q8_0, BF16 = 0, 1, 2, 3, 8, 30
-_BYTES = {
-    F32: (1, 4),
-    F16: (1, 2),
-    BF16: (1, 2),
-    Q4_0: (_BLOCK, 18),
-    Q4_1: (_BLOCK, 20),
-    Q8_0: (_BLOCK, 34),
-}
-"""Weights and bytes of a block, for each type that can be read."""
-
-LOSSLESS = {
-    Q4_0: QuantSpec(4, _BLOCK, symmetric=True),
-    Q4_1: QuantSpec(4, _BLOCK, symmetric=False),
-    Q8_0: QuantSpec(8, _BLOCK, symmetric=True),
-}
-"""Types whose codes and scales are taken over as they are."""
+FLOAT_TYPES = {0: "F32", 1: "F16", 30: "BF16"}
+"""Types of floats that are read, by GGML's number."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +100,7 @@ class _Header:
 
 
 class GGUFFile:
-    """A GGUF file, mapped: ``metadata`` and the places of its ``tensors``.
+    """The header of a GGUF file: ``metadata`` and the places of its ``tensors``.
 
     Raises :class:`~quant.errors.CheckpointError` for a file that is missing, is no GGUF, is cut off
     or contradicts itself.
@@ -125,13 +109,13 @@ class GGUFFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.data = np.memmap(path, np.uint8, "r")
+            data = np.memmap(path, np.uint8, "r")
         except FileNotFoundError:
             raise CheckpointError(f"There is no file {path}.") from None
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}.") from error
-        header = _Header(path, self.data)
-        if len(self.data) < 4 or bytes(header.take(4)) != b"GGUF":
+        header = _Header(path, data)
+        if len(data) < 4 or bytes(header.take(4)) != b"GGUF":
             raise CheckpointError(f"{path} is not a GGUF file.")
         version = header.number("I")
         if version not in (2, 3):
@@ -140,6 +124,8 @@ class GGUFFile:
         self.metadata: dict[str, Any] = {}
         for _ in range(values):
             name = header.text()
+            if name in self.metadata:
+                raise CheckpointError(f"{path} is damaged: it says {name} twice.")
             self.metadata[name] = header.value(header.number("I"))
         self.tensors = self._places(header, tensors)
 
@@ -159,20 +145,26 @@ class GGUFFile:
         base = -(-header.at // alignment) * alignment
         places = {}
         for name, shape, kind, offset in found:
-            if kind not in _BYTES:
+            if kind not in FLOAT_TYPES and kind not in BLOCK_TYPES:
+                known = [*FLOAT_TYPES.values(), *(block.name for block in BLOCK_TYPES.values())]
                 raise UnsupportedError(
                     f"{self.path}: the tensor {name} has the quantization type {_type_name(kind)}; "
-                    f"supported are {', '.join(_type_name(kind) for kind in _BYTES)}."
+                    f"supported are {', '.join(known)}."
                 )
-            weights, size = _BYTES[kind]
+            if kind in BLOCK_TYPES:
+                weights, size = BLOCK_TYPES[kind].weights, BLOCK_TYPES[kind].nbytes
+            else:
+                weights, size = 1, FLOAT_BYTES[FLOAT_TYPES[kind]]
+            if name in places:
+                raise CheckpointError(f"{self.path} is damaged: it holds {name} twice.")
             if shape and shape[-1] % weights:
                 raise CheckpointError(f"{self.path} is damaged: {name} has broken blocks.")
             start = base + offset
             end = start + prod(shape) // weights * size
-            if end > len(self.data):
+            if end > len(header.data):
                 raise CheckpointError(
                     f"{self.path} is cut off: {name} should end at byte {end}, the file at "
-                    f"{len(self.data)}; fetch it again."
+                    f"{len(header.data)}; fetch it again."
                 )
             places[name] = TensorInfo(kind, shape, start, end)
         return places
@@ -188,39 +180,73 @@ def _type_name(kind: int) -> str:
 
 
 class GGUFCheckpoint:
-    """A model in a GGUF file; see :class:`~quant.checkpoints.Checkpoint`."""
+    """A model in a GGUF file; see :class:`~quant.checkpoints.checkpoint.Checkpoint`.
+
+    Raises :class:`~quant.errors.CheckpointError` too for a tensor that a model of this geometry
+    does not have: it would be computed wrongly.
+    """
+
+    format = "GGUF file"
 
     def __init__(self, path: Path) -> None:
         self._file = GGUFFile(path)
         self.source = path.name
+        self.import_errors: dict[str, float] = {}
         shapes = {name: info.shape for name, info in self._file.tensors.items()}
+        if "rope_freqs.weight" in shapes:
+            raise UnsupportedError(
+                f"{path} holds rope_freqs.weight: the model needs a rope scaling by tabulated "
+                "factors, which is not supported."
+            )
         self.config: ModelConfig = from_gguf(self._file.metadata, shapes)
+        for name in sorted(set(shapes) - {gguf_name(own) for own in tensor_names(self.config)}):
+            raise UnsupportedError(
+                f"{path} holds the tensor {name}, which a model of its architecture does not have "
+                "here; it would be computed wrongly."
+            )
 
     def digest(self) -> str:
-        return hashlib.sha256(self._file.data.data).hexdigest()
+        return digest_of([self._file.path])
+
+    def stored(self, name: str) -> tuple[str, int]:
+        info = self._info(name)
+        kind = FLOAT_TYPES.get(info.kind) or BLOCK_TYPES[info.kind].name
+        return kind, info.end - info.start
 
     def describe(self, name: str) -> tuple[tuple[int, ...], QuantSpec | None]:
         info = self._info(name)
-        return info.shape, LOSSLESS.get(info.kind)
+        return info.shape, None if info.kind in FLOAT_TYPES else BLOCK_TYPES[info.kind].spec
 
     def read(self, name: str) -> Matrix:
         info = self._info(name)
-        raw = self._file.data[info.start : info.end]
-        order: npt.NDArray[np.int64] | None = None
-        if name.endswith((".q", ".k")):
-            order = half_split_order(info.shape[0], self.config.head_dim)
-        if info.kind not in LOSSLESS:
-            floats = _floats(raw, info)
-            return floats if order is None else floats[order]
-        codes, scales, minimums = _blocks(raw, info)
-        if not all(np.isfinite(part).all() for part in (scales, minimums) if part is not None):
+        if info.kind in FLOAT_TYPES:
+            return self.read_rows(name, 0, info.shape[0])
+        kind = BLOCK_TYPES[info.kind]
+        order = self._order(name, info.shape[0])
+        raw = read_bytes(self._file.path, info.start, info.end)
+        try:
+            tensor, error = import_blocks(raw, (info.shape[0], info.shape[1]), kind, order)
+        except ValueError as reason:
             raise CheckpointError(
                 f"{self._file.path} is damaged: {name} has scales that are no numbers."
-            )
-        if order is not None:
-            codes, scales = codes[order], scales[order]
-            minimums = None if minimums is None else minimums[order]
-        return pack(codes, scales, minimums, LOSSLESS[info.kind])
+            ) from reason
+        if not kind.exact:
+            self.import_errors[name] = error
+        return tensor
+
+    def read_rows(self, name: str, start: int, stop: int) -> Floats:
+        info = self._info(name)
+        dtype = FLOAT_TYPES[info.kind]
+        row = prod(info.shape[1:]) * FLOAT_BYTES[dtype]
+        raw = read_bytes(self._file.path, info.start + start * row, info.start + stop * row)
+        floats = to_floats(raw, dtype).reshape(stop - start, *info.shape[1:])
+        order = self._order(name, stop - start)
+        return floats if order is None else floats[order]
+
+    def _order(self, name: str, rows: int) -> npt.NDArray[np.int64] | None:
+        if not name.endswith((".q", ".k")):
+            return None
+        return half_split_order(rows, self.config.head_dim)
 
     def _info(self, name: str) -> TensorInfo:
         info = self._file.tensors.get(gguf_name(name))
@@ -232,44 +258,9 @@ class GGUFCheckpoint:
                 f"{self._file.path}: the tensor {gguf_name(name)} has the shape {info.shape}; "
                 f"the model's geometry asks for {expected}."
             )
+        if len(expected) == 1 and info.kind not in FLOAT_TYPES:
+            raise CheckpointError(f"{self._file.path}: {gguf_name(name)} must hold floats.")
         return info
-
-
-def half_split_order(rows: int, head_dim: int) -> npt.NDArray[np.int64]:
-    """Rows of interleaved RoPE pairs in the half-split order of this engine.
-
-    >>> half_split_order(4, 4).tolist()
-    [0, 2, 1, 3]
-    """
-    heads = np.arange(rows).reshape(-1, head_dim // 2, 2)
-    return heads.swapaxes(1, 2).reshape(-1)
-
-
-def _floats(raw: npt.NDArray[np.uint8], info: TensorInfo) -> Floats:
-    if info.kind == F32:
-        return raw.view("<f4").astype(np.float32).reshape(info.shape)
-    if info.kind == F16:
-        return raw.view("<f2").astype(np.float32).reshape(info.shape)
-    bits = raw.view("<u2").astype(np.uint32) << 16  # bfloat16 is the upper half of a float32
-    return bits.view(np.float32).reshape(info.shape)
-
-
-def _blocks(
-    raw: npt.NDArray[np.uint8], info: TensorInfo
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float16], npt.NDArray[np.float16] | None]:
-    """Of a blocked tensor codes uint8 [rows, columns], scales, minimums float16 [rows, groups]."""
-    rows, columns = info.shape
-    blocks = raw.reshape(rows, columns // _BLOCK, _BYTES[info.kind][1])
-
-    def half(at: int) -> npt.NDArray[np.float16]:
-        return np.ascontiguousarray(blocks[..., at : at + 2]).view("<f2")[..., 0].astype(np.float16)
-
-    if info.kind == Q8_0:
-        codes = blocks[..., 2:] ^ np.uint8(128)  # int8 + 128
-        return codes.reshape(rows, columns), half(0), None
-    nibbles = blocks[..., 4 if info.kind == Q4_1 else 2 :]
-    codes = np.concatenate([nibbles & 15, nibbles >> 4], axis=-1)
-    return codes.reshape(rows, columns), half(0), half(2) if info.kind == Q4_1 else None
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:

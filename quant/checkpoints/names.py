@@ -1,6 +1,11 @@
-"""Names of tensors: the engine's own, and what checkpoint formats call them."""
+"""Names of tensors, and the order of their rows: the engine's own and the formats'."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
 
 from ..config import ModelConfig
 from ..weights import MATRICES
@@ -17,6 +22,30 @@ GGUF_LAYER = {
     "down": "ffn_down",
 }
 GGUF_MODEL = {"embedding": "token_embd", "norm": "output_norm", "head": "output"}
+HUGGINGFACE_LAYER = {
+    "attention_norm": "input_layernorm",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
+    "mlp_norm": "post_attention_layernorm",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+HUGGINGFACE_MODEL = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
+MISTRAL_LAYER = {
+    "attention_norm": "attention_norm",
+    "q": "attention.wq",
+    "k": "attention.wk",
+    "v": "attention.wv",
+    "o": "attention.wo",
+    "mlp_norm": "ffn_norm",
+    "gate": "feed_forward.w1",
+    "up": "feed_forward.w3",
+    "down": "feed_forward.w2",
+}
+MISTRAL_MODEL = {"embedding": "tok_embeddings", "norm": "norm", "head": "output"}
 
 
 def tensor_names(config: ModelConfig) -> list[str]:
@@ -42,9 +71,33 @@ def tensor_shape(config: ModelConfig, name: str) -> tuple[int, ...]:
     return config.matrices().get(part, (config.hidden_size,))
 
 
+def half_split_order(rows: int, head_dim: int) -> npt.NDArray[np.int64]:
+    """Rows of interleaved RoPE pairs in the half-split order of this engine.
+
+    >>> half_split_order(4, 4).tolist()
+    [0, 2, 1, 3]
+    """
+    heads = np.arange(rows).reshape(-1, head_dim // 2, 2)
+    return heads.swapaxes(1, 2).reshape(-1)
+
+
 def gguf_name(name: str) -> str:
     """``layers.3.q`` is ``blk.3.attn_q.weight`` in a GGUF."""
-    if name in GGUF_MODEL:
-        return f"{GGUF_MODEL[name]}.weight"
+    return _translate(name, GGUF_MODEL, "blk", GGUF_LAYER)
+
+
+def huggingface_name(name: str) -> str:
+    """``layers.3.q`` is ``model.layers.3.self_attn.q_proj.weight`` in a Hugging Face folder."""
+    return _translate(name, HUGGINGFACE_MODEL, "model.layers", HUGGINGFACE_LAYER)
+
+
+def mistral_name(name: str) -> str:
+    """``layers.3.q`` is ``layers.3.attention.wq.weight`` in Mistral's own folder."""
+    return _translate(name, MISTRAL_MODEL, "layers", MISTRAL_LAYER)
+
+
+def _translate(name: str, model: Mapping[str, str], block: str, layer: Mapping[str, str]) -> str:
+    if name in model:
+        return f"{model[name]}.weight"
     _, number, part = name.split(".")
-    return f"blk.{number}.{GGUF_LAYER[part]}.weight"
+    return f"{block}.{number}.{layer[part]}.weight"

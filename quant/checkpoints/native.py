@@ -19,38 +19,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import safetensors
 
-from ..config import ModelConfig, read_config, write_config
+from ..config import read_config, write_config
 from ..errors import CheckpointError, StorageError
-from ..qtensor import LINE, QuantSpec, QuantTensor, packed_shapes
+from ..qtensor import LINE, Floats, QuantSpec, QuantTensor, packed_shapes
 from ..weights import Matrix
+from .checkpoint import Checkpoint
 from .names import tensor_names
+from .tensors import SafetensorsFile, TensorPlace
 
 FORMAT, FORMAT_VERSION = "mistral-chat", 1
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 
 _TYPES: dict[str, npt.DTypeLike] = {"U8": np.uint8, "F16": np.float16, "F32": np.float32}
-
-
-class Checkpoint(Protocol):
-    """A model in files, read tensor by tensor under the engine's names."""
-
-    source: str
-    config: ModelConfig
-
-    def digest(self) -> str:
-        """SHA-256 of the file that the weights came from, in hexadecimal."""
-
-    def describe(self, name: str) -> tuple[tuple[int, ...], QuantSpec | None]:
-        """Shape, and how the tensor is packed; ``None`` for floats."""
-
-    def read(self, name: str) -> Matrix:
-        """The tensor: packed as described, or float32."""
 
 
 class NativeCheckpoint:
@@ -60,22 +45,16 @@ class NativeCheckpoint:
     version this program does not know.
     """
 
+    format = "native folder"
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.import_errors: dict[str, float] = {}
         self.config = read_config(folder / CONFIG)
         path = folder / WEIGHTS
-        try:
-            with safetensors.safe_open(path, "np") as file:  # checks every offset
-                metadata = file.metadata() or {}
-            with path.open("rb") as stream:
-                length = int.from_bytes(stream.read(8), "little")
-                self._places: dict[str, Any] = json.loads(stream.read(length))
-            self._start = 8 + length
-            self._data = np.memmap(path, np.uint8, "r")
-        except (OSError, ValueError, safetensors.SafetensorError) as error:
-            raise CheckpointError(
-                f"{path} is missing or damaged ({error}); convert the model again."
-            ) from error
+        file = SafetensorsFile(path)
+        metadata, self._places = file.metadata, file.tensors
+        self._data = np.memmap(path, np.uint8, "r")
         if metadata.get("format") != FORMAT or metadata.get("format_version") != str(
             FORMAT_VERSION
         ):
@@ -101,7 +80,20 @@ class NativeCheckpoint:
         if name in self._packed:
             spec, shape = self._packed[name]
             return shape, spec
-        return tuple(self._place(name)["shape"]), None
+        return self._place(name).shape, None
+
+    def stored(self, name: str) -> tuple[str, int]:
+        if name not in self._packed:
+            place = self._place(name)
+            return place.dtype, place.end - place.start
+        spec = self._packed[name][0]
+        parts = ("codes", "scales") if spec.symmetric else ("codes", "scales", "minimums")
+        places = [self._place(f"{name}.{part}") for part in parts]
+        kind = "symmetric" if spec.symmetric else "asymmetric"
+        return (
+            f"int{spec.bits} {kind} in groups of {spec.group_size}",
+            sum(place.end - place.start for place in places),
+        )
 
     def read(self, name: str) -> Matrix:
         if name not in self._packed:
@@ -117,19 +109,20 @@ class NativeCheckpoint:
             None if spec.symmetric else self._array(f"{name}.minimums", "F16", scales),
         )
 
-    def _place(self, name: str) -> dict[str, Any]:
+    def read_rows(self, name: str, start: int, stop: int) -> Floats:
+        return self._array(name, "F32", None)[start:stop]
+
+    def _place(self, name: str) -> TensorPlace:
         if name not in self._places:
             raise CheckpointError(f"{self.folder} has no tensor {name}; convert the model again.")
-        place: dict[str, Any] = self._places[name]
-        return place
+        return self._places[name]
 
     def _array(self, name: str, kind: str, shape: tuple[int, ...] | None) -> npt.NDArray[Any]:
         place = self._place(name)
-        if place["dtype"] != kind or (shape is not None and tuple(place["shape"]) != shape):
+        if place.dtype != kind or (shape is not None and place.shape != shape):
             raise CheckpointError(f"{self.folder}: the tensor {name} has a wrong type or shape.")
-        start, end = place["data_offsets"]
-        raw = self._data[self._start + start : self._start + end]
-        return raw.view(_TYPES[kind]).reshape(place["shape"])
+        raw = self._data[place.start : place.end]
+        return raw.view(_TYPES[kind]).reshape(place.shape)
 
 
 def write(

@@ -8,9 +8,9 @@ from __future__ import annotations
 import errno
 import json
 import os
-import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from .oracle import forward
 
 KINDS = gguf.GGMLQuantizationType
 IDS = [1, 5, 9, 40, 95, 3]
+WIDE = replace(TINY, hidden_size=256, intermediate_size=256, head_dim=64)
 
 
 @pytest.mark.parametrize(
@@ -193,8 +194,8 @@ def test_what_cannot_be_read(
 
 
 def test_unknown_quantization_type(tmp_path: Path) -> None:
-    write_gguf(tmp_path / "m.gguf", kind=KINDS.Q5_0)
-    with pytest.raises(UnsupportedError, match=r"type Q5_0; supported are F32, .*Q8_0"):
+    write_gguf(tmp_path / "m.gguf", kind=KINDS.TQ2_0, config=WIDE)
+    with pytest.raises(UnsupportedError, match=r"type TQ2_0; supported are F32, .*Q8_0"):
         quant.load(tmp_path / "m.gguf")
 
 
@@ -214,24 +215,6 @@ def test_cut_off_anywhere(tmp_path: Path) -> None:
         (tmp_path / "cut.gguf").write_bytes(whole[:cut])
         with pytest.raises(CheckpointError, match="cut off"):
             quant.load(tmp_path / "cut.gguf")
-
-
-def test_a_damaged_header_is_an_error_or_harmless(tmp_path: Path) -> None:
-    write_gguf(tmp_path / "m.gguf", kind=KINDS.Q4_0)
-    whole = (tmp_path / "m.gguf").read_bytes()
-    source = random.Random(3)
-    refused = 0
-    for _ in range(300):
-        damaged = bytearray(whole)
-        for _ in range(source.randint(1, 3)):
-            damaged[source.randrange(4, 1500)] = source.choice([0, 1, 0x7F, 0x80, 0xFF])
-        (tmp_path / "x.gguf").write_bytes(damaged)
-        try:
-            GGUFFile(tmp_path / "x.gguf")
-            quant.load(tmp_path / "x.gguf")
-        except quant.QuantError:
-            refused += 1
-    assert refused > 50
 
 
 def test_scales_that_are_no_numbers(tmp_path: Path) -> None:

@@ -13,12 +13,16 @@ QUANT = """
 errors config qtensor quantizers jit simd tiles kernels.threads kernels.matmul kernels.pointwise
 kernels.attention kernels.program kernels.probes weights cache scratch reference cpu backend model
 sampling generation
-checkpoints.names checkpoints.gguf checkpoints.native checkpoints bench
+checkpoints.names checkpoints.checkpoint checkpoints.tensors checkpoints.blocks checkpoints.gguf
+checkpoints.folders checkpoints.pickles checkpoints.native checkpoints bench
 """.split()
 
 CHAT = """
-errors settings messages tokenizers.detokenizer tokenizers.byte_level tokenizers templates download
-models engine render bench warmup commands repl oneshot cli __main__
+errors settings messages tokenizers.detokenizer tokenizers.config tokenizers.sentencepiece
+tokenizers.tekken tokenizers.huggingface tokenizers templates.parts templates.mistral
+templates.chatml templates.jinja templates download models families info engine render bench warmup
+commands repl oneshot template_view cli.application cli.chat cli.inspect cli.measure cli.models cli
+__main__
 """.split()
 
 SCREEN = {"rich", "typer", "prompt_toolkit", "tokenizers", "sentencepiece"}

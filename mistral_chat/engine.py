@@ -28,7 +28,7 @@ from mistral_chat.templates import (
     template_for,
 )
 from mistral_chat.tokenizers import Detokenizer, Tokenizer, check_vocabulary
-from quant.checkpoints import DEFAULT_SPEC
+from quant.checkpoints import DEFAULT_SPEC, open_checkpoint
 from quant.errors import CacheError
 
 
@@ -138,16 +138,18 @@ class ChatEngine:
         path = locate(settings.model, paths, progress)
         with ThreadPoolExecutor(1) as background:
             kernels = background.submit(_load_kernels, settings.kv)
+            # Headers first: what does not fit together is told before weights are read.
+            config = open_checkpoint(path).config
             tokenizer = open_tokenizer(path)
+            check_vocabulary(tokenizer, config.vocab_size)
             template = template_for(tokenizer, template_options(settings))
-            model = quant.load(path, DEFAULT_SPEC)
-            check_vocabulary(tokenizer, model.config.vocab_size)
-            longest = model.config.max_position_embeddings
+            longest = config.max_position_embeddings
             if settings.context > longest and settings.source("context") != "default":
                 raise UsageError(
                     f"{settings.source('context')}: {settings.model} was made for at most "
                     f"{longest} tokens; ask for a context of {longest} or less."
                 )
+            model = quant.load(path, DEFAULT_SPEC)
 
             def open_session() -> quant.Session:
                 return model.session(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from quant.config import read_json
 from quant.errors import CheckpointError
 
 CONFIG_FILE = "tokenizer_config.json"
@@ -76,7 +77,8 @@ def read_config(folder: Path) -> TokenizerConfig:
     """What the folder's files say, all of which may be missing.
 
     Those are ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json``,
-    ``chat_template.jinja`` and ``chat_template.json``. Raises CheckpointError for a broken one.
+    ``chat_template.jinja`` and ``chat_template.json``. Raises CheckpointError and ConfigError for
+    broken ones.
     """
     config = _object(folder / CONFIG_FILE)
     marks = _object(folder / "special_tokens_map.json")
@@ -110,21 +112,8 @@ def read_config(folder: Path) -> TokenizerConfig:
     )
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; raises CheckpointError where there is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON ({error}); fetch it again.") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is not a JSON object; fetch it again.")
-    return value
-
-
 def _object(path: Path) -> dict[str, Any]:
-    return read_object(path) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def _mapping(values: Mapping[str, Any], name: str, folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mistral_chat.tokenizers import Detokenizer, Tokenizer, load_tokenizer, tokenizer_from_gguf
 from mistral_chat.tokenizers.huggingface import HuggingFaceTokenizer, byte_alphabet
-from quant.errors import CheckpointError, UnsupportedError
+from quant.errors import CheckpointError, QuantError, UnsupportedError
 
 from .fakes import CONTROLS, tiny_metadata
 
@@ -93,7 +93,7 @@ def test_saving_and_loading_changes_nothing(tmp_path: Path) -> None:
 def test_a_missing_or_broken_file_is_a_sentence(tmp_path: Path, name: str) -> None:
     TOKENIZER.save(tmp_path)
     (tmp_path / name).write_text("{", encoding="utf-8")
-    with pytest.raises(CheckpointError, match=f"{name} is not JSON"):
+    with pytest.raises(QuantError, match=f"{name} is not JSON"):
         load_tokenizer(tmp_path)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .errors import SpecError
-from .qtensor import Floats, QuantSpec, QuantTensor, check_columns, pack
+from ..qtensor import Floats, QuantSpec, QuantTensor
+from .grids import searched_grids, spanning_grids
 
 
 def round_to_nearest(weights: Floats, spec: QuantSpec) -> QuantTensor:
@@ -22,28 +22,8 @@ def round_to_nearest(weights: Floats, spec: QuantSpec) -> QuantTensor:
 
     Example: -1, 0 and 2 in 4 asymmetric bits: scale 0.2, minimum -1, codes 0, 5 and 15.
     """
-    rows, columns = weights.shape
-    check_columns(columns, spec)
-    if not np.isfinite(weights).all():
-        raise SpecError("The weights hold infinities or NaN and cannot be quantized.")
-    groups = weights.reshape(rows, -1, spec.group_size)
-    levels = (1 << spec.bits) - 1
-    if spec.symmetric:
-        extreme = np.take_along_axis(groups, np.abs(groups).argmax(2)[..., None], 2)[..., 0]
-        scales = _halves(extreme / (-8.0 if spec.bits == 4 else 127.0))
-        minimums = None
-        offsets: Floats | float = float(spec.zero)
-        base: Floats | float = 0.0
-    else:
-        low = groups.min(2)
-        minimums = _halves(low)
-        scales = _halves((groups.max(2) - minimums.astype(np.float32)) / levels)
-        offsets = 0.0
-        base = minimums.astype(np.float32)[..., None]
-    steps = scales.astype(np.float32)[..., None]
-    inverse = np.divide(1.0, steps, out=np.zeros_like(steps), where=steps != 0)
-    codes = np.clip(np.rint((groups - base) * inverse + offsets), 0, levels).astype(np.uint8)
-    return pack(codes.reshape(rows, columns), scales, minimums, spec)
+    grids = spanning_grids(weights, spec)
+    return grids.pack(grids.encode(weights))
 
 
 def relative_error(weights: Floats, quantized: QuantTensor) -> float:
@@ -59,7 +39,10 @@ def squared_norms(weights: Floats, quantized: QuantTensor) -> tuple[float, float
     return float(np.dot(difference, difference)), float(np.dot(flat, flat))
 
 
-def _halves(values: Floats) -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
-    if values.size and float(np.abs(values).max()) > float(np.finfo(np.float16).max):
-        raise SpecError("The weights are too large for float16 scales.")
-    return values.astype(np.float16)
+def round_searched(weights: Floats, spec: QuantSpec, energies: Floats | None = None) -> QuantTensor:
+    """Round to the nearest on searched grids (see :func:`~quant.quantizers.grids.searched_grids`).
+
+    Raises :class:`~quant.errors.SpecError` as :func:`round_to_nearest`.
+    """
+    grids = searched_grids(weights, spec, energies)
+    return grids.pack(grids.encode(weights))

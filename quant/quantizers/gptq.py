@@ -1,0 +1,106 @@
+"""GPTQ: rounding one column after the other, and mending those to come for the error made.
+
+Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
+Transformers" (arXiv 2210.17323). What counts is not the error of the weights W but that of the
+outputs, ``|(W - Q) X|``, whose second derivative is the Hessian H = X X^T of the layer's inputs.
+When column j is rounded and leaves the error e, the columns to come are changed by
+``-e * H^-1[j, k] / H^-1[j, j]``, which takes back as much of it as they can.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..errors import SpecError
+from ..kernels import quantize as kernels
+from ..qtensor import Floats, QuantSpec, QuantTensor
+from .grids import in_parts, levels_of, searched_grids, spanning_grids
+
+BLOCK = 128
+"""Columns whose errors are handed on within a block at once, and to the rest by one product."""
+
+DAMPENING = 0.01
+"""Share of the mean of H's diagonal that is added to it, so that H can be inverted."""
+
+_TRIES = 6
+
+
+def inverse_factor(hessian: Floats, dampening: float = DAMPENING) -> Floats:
+    """The upper triangular U with ``U.T @ U`` the inverse of the dampened Hessian.
+
+    ``hessian`` is float32 [n, n]. Inputs that are always zero get a diagonal of one. Where the
+    result is not positive definite, ten times the dampening is tried, up to six times. Raises
+    :class:`~quant.errors.SpecError` where that does not help either.
+
+    With J the reversal of the order, ``J H J = M M.T`` (Cholesky) gives ``H = V V.T`` with the
+    upper triangular ``V = J M J``, and ``H^-1 = (V^-1).T V^-1``.
+    """
+    whole = hessian.astype(np.float64)
+    diagonal = np.einsum("ii->i", whole)
+    diagonal[diagonal <= 0] = 1.0
+    mean = float(diagonal.mean())
+    added = 0.0
+    for attempt in range(_TRIES):
+        wanted = dampening * mean * 10.0**attempt
+        diagonal += wanted - added
+        added = wanted
+        try:
+            reversed_factor = np.linalg.cholesky(whole[::-1, ::-1])
+        except np.linalg.LinAlgError:
+            continue
+        upper = np.ascontiguousarray(reversed_factor[::-1, ::-1])
+        return np.triu(np.linalg.inv(upper)).astype(np.float32)
+    raise SpecError("The calibration text is too short: its Hessian cannot be inverted.")
+
+
+def quantize_gptq(
+    weights: Floats,
+    spec: QuantSpec,
+    hessian: Floats,
+    *,
+    search: bool = True,
+    order: bool = True,
+    dampening: float = DAMPENING,
+) -> QuantTensor:
+    """Quantize weights float32 [rows, columns] for inputs with ``hessian`` [columns, columns].
+
+    Grids are fixed for each group before anything is mended: spanning ones, or with ``search`` the
+    best for the inputs' energies. With ``order`` columns with much energy are rounded first, while
+    many are left to take up their errors; the packed layout is the same. Raises
+    :class:`~quant.errors.SpecError` as :func:`spanning_grids` and :func:`inverse_factor`.
+    """
+    rows, columns = weights.shape
+    energies = np.ascontiguousarray(np.diagonal(hessian))
+    if search:
+        grids = searched_grids(weights, spec, energies / max(float(energies.mean()), 1e-30))
+    else:
+        grids = spanning_grids(weights, spec)
+    by_energy = np.argsort(-energies, kind="stable") if order else np.arange(columns)
+    factor = inverse_factor(hessian[np.ix_(by_energy, by_energy)], dampening)
+    groups = by_energy // spec.group_size
+    left = np.ascontiguousarray(weights[:, by_energy])
+    codes = np.empty((rows, columns), np.uint8)
+    errors = np.empty((rows, BLOCK), np.float32)
+    for first in range(0, columns, BLOCK):
+        last = min(first + BLOCK, columns)
+
+        def part(those: slice, first: int = first, last: int = last) -> None:
+            kernels.compensate(
+                left[those],
+                first,
+                last,
+                groups,
+                np.float32(levels_of(spec)),
+                np.float32(spec.zero),
+                grids.scales[those],
+                grids.minimums[those],
+                factor,
+                codes[those],
+                errors[those],
+            )
+
+        in_parts(rows, part)
+        left[:, last:] -= errors[:, : last - first] @ factor[first:last, last:]
+    ordered = np.empty_like(codes)
+    ordered[:, by_energy] = codes
+    return grids.pack(ordered)

@@ -105,9 +105,7 @@ class LayerPass:
             self._run(program, stream)
             yield output[: len(stream), : head.shape[0]]
 
-    def _attention(
-        self, layer: Tensors, window: int | None, readers: Sequence[Matrix]
-    ) -> Program:
+    def _attention(self, layer: Tensors, window: int | None, readers: Sequence[Matrix]) -> Program:
         s, program = self._scratch, self._program()
         ring = RollingCache(self._single, self._longest, None, "f32").layers[0]
         q, k, v = layer["q"], layer["k"], layer["v"]

@@ -6,24 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..errors import CheckpointError, SpecError
 from ..model import Model
-from ..qtensor import ROW_BLOCK, QuantSpec, QuantTensor, check_columns, packed_shapes
-from ..quantizers import round_to_nearest, squared_norms
+from ..qtensor import QuantSpec, QuantTensor
+from ..quantizers.recipe import Recipe
 from ..weights import MATRICES, Layer, Matrix, Weights, check_shapes
 from .checkpoint import Checkpoint
+from .comparison import compare
+from .conversion import Calibration, Conversion, quantized_in_slabs
 from .folders import CONFIG, CONSOLIDATED, INDEX, PARAMS, SINGLE, open_huggingface, open_mistral
 from .gguf import GGUFCheckpoint
-from .native import WEIGHTS, NativeCheckpoint, write
+from .native import WEIGHTS, Job, NativeCheckpoint, write
 from .pickles import refuse_pickle, refuse_pickles
 
 DEFAULT_SPEC = QuantSpec(bits=4, group_size=64, symmetric=False)
-
-
-SLAB_WEIGHTS = 1 << 23
-"""Weights of a float matrix that are in memory at once while it is quantized: 32 MB as float32."""
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -88,79 +84,83 @@ def quantize(
     progress: Callable[[int, int], None] | None = None,
     companions: Callable[[Path], None] | None = None,
     force: bool = False,
-) -> None:
+    *,
+    recipe: Recipe | None = None,
+    calibration: Calibration | None = None,
+    check: Calibration | None = None,
+    checking: Callable[[int, int], None] | None = None,
+    resume: bool = False,
+) -> dict[str, Any]:
     """Write the model at ``source`` as a native folder at ``target``, whole or not at all.
 
-    Matrices that are quantized already are repacked without loss, floats are quantized by ``spec``
-    (default: int4 in asymmetric groups of 64). ``progress(done, total)`` counts tensors.
-    ``companions`` may add files of its own (a tokenizer) to the folder before it gets its name.
+    Matrices that are quantized already are repacked without loss; floats are quantized by
+    ``recipe``, or all of them by ``spec`` (default: int4 in asymmetric groups of 64).
+    ``progress(done, total)`` counts tensors. ``companions`` may add files of its own (a tokenizer)
+    to the folder before it gets its name. ``calibration`` are the texts that GPTQ, or the search of
+    grids, looks at; over the texts of ``check`` the result is compared with its source, and
+    ``checking(done, total)`` counts the layers of that. With ``resume`` what an interrupted call
+    has finished is kept beside the target, and taken up by the next one that asks for the same.
+    Returns the receipt, which is kept in the file too.
 
     Raises :class:`~quant.errors.CheckpointError`, :class:`~quant.errors.SpecError` and
-    :class:`~quant.errors.StorageError`; in each case nothing is left behind.
+    :class:`~quant.errors.StorageError`; nothing is left behind but what can be resumed.
     """
     checkpoint = open_checkpoint(source)
-    spec = spec or DEFAULT_SPEC
-    errors: dict[str, float] = {}
-
-    def convert(name: str) -> tuple[tuple[int, ...], QuantSpec | None, Callable[[], Matrix]]:
-        shape, packed = checkpoint.describe(name)
-        if packed is not None or len(shape) < 2:
-            return shape, packed, lambda: checkpoint.read(name)
-        check_columns_of(name, shape, spec)
-
-        def make() -> Matrix:
-            quantized, errors[name] = _quantized(checkpoint, name, spec)
-            return quantized
-
-        return shape, spec, make
+    if recipe is None:
+        recipe = Recipe(spec or DEFAULT_SPEC, head=spec or DEFAULT_SPEC)
+    conversion = Conversion(checkpoint, recipe, calibration)
 
     def receipt() -> dict[str, Any]:
-        left = {**checkpoint.import_errors, **errors}
-        return {"method": "rtn" if left else "lossless", "relative_errors": left}
+        method = recipe.method if conversion.errors else "lossless"
+        told = {"method": method, "relative_errors": conversion.errors}
+        if conversion.errors:
+            told["recipe"] = recipe.describe()
+        return told
 
-    write(checkpoint, Path(target), convert, receipt, progress, companions, force)
+    def finish(folder: Path) -> dict[str, Any]:
+        if check is None:
+            return {}
+        result = compare(checkpoint, NativeCheckpoint(folder), check.texts, check.threads, checking)
+        return {
+            "check": {
+                "tokens": result.tokens,
+                "kl_mean": result.mean,
+                "kl_median": result.median,
+                "kl_percentile_99": result.percentile_99,
+                "top_token_agreement": result.agreement,
+            }
+        }
+
+    identity = None
+    if resume:
+        texts = [list(text) for text in calibration.texts] if calibration else []
+        identity = {"recipe": recipe.describe(), "texts": texts, "source": _state_of(Path(source))}
+    return write(
+        checkpoint,
+        Path(target),
+        Job(conversion.plan, conversion.make, conversion.finished, receipt, finish),
+        progress,
+        companions,
+        force,
+        identity,
+    )
 
 
-def check_columns_of(name: str, shape: tuple[int, ...], spec: QuantSpec) -> None:
-    """Raise SpecError, naming the tensor, unless whole groups fill its columns."""
-    try:
-        check_columns(shape[1], spec)
-    except SpecError as error:
-        raise SpecError(f"The tensor {name} cannot be quantized: {error}") from error
+def _state_of(path: Path) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of a checkpoint's files: another state is another source."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    states = [(file, file.stat()) for file in files if file.is_file()]
+    return [(str(file.absolute()), state.st_size, state.st_mtime_ns) for file, state in states]
 
 
 def _converted(checkpoint: Checkpoint, name: str, spec: QuantSpec | None) -> Matrix:
     shape, packed = checkpoint.describe(name)
     if spec is None or packed is not None or len(shape) < 2:
         return checkpoint.read(name)
-    return _quantized(checkpoint, name, spec)[0]
-
-
-def _quantized(checkpoint: Checkpoint, name: str, spec: QuantSpec) -> tuple[QuantTensor, float]:
-    """A float matrix packed by ``spec`` and the relative error left, a slab of rows at a time."""
-    (rows, columns), _ = checkpoint.describe(name)
-    check_columns_of(name, (rows, columns), spec)
-    codes_shape, scales_shape = packed_shapes(rows, columns, spec)
-    codes, scales = np.empty(codes_shape, np.uint8), np.empty(scales_shape, np.float16)
-    minimums = None if spec.symmetric else np.empty(scales_shape, np.float16)
-    whole = QuantTensor(spec, rows, columns, codes, scales, minimums)
-    # Slabs of whole heads, which are whole row blocks too.
-    step = checkpoint.config.head_dim
-    step *= max(1, SLAB_WEIGHTS // (step * columns))
-    error = size = 0.0
-    for start in range(0, rows, step):
-        floats = checkpoint.read_rows(name, start, min(start + step, rows))
-        try:
-            part = round_to_nearest(floats, spec)
-        except SpecError as reason:
-            raise SpecError(f"The tensor {name} cannot be quantized: {reason}") from reason
-        block = slice(start // ROW_BLOCK, start // ROW_BLOCK + len(part.codes))
-        codes[block], scales[block] = part.codes, part.scales
-        if minimums is not None and part.minimums is not None:
-            minimums[block] = part.minimums
-        added = squared_norms(floats, part)
-        error, size = error + added[0], size + added[1]
-    return whole, float(np.sqrt(error / size)) if size else 0.0
+    try:
+        return quantized_in_slabs(checkpoint, name, spec)[0]
+    except SpecError as reason:
+        raise SpecError(f"The tensor {name} cannot be quantized: {reason}") from reason
 
 
 def _floats(matrix: Matrix) -> Any:

@@ -91,7 +91,7 @@ def test_a_model_passes_through_in_slabs(tmp_path: Path, monkeypatch: pytest.Mon
     write_mistral(tmp_path / "m", WIDE, dtype="BF16")
     spec = quant.QuantSpec(4, 32)
     quant.quantize(tmp_path / "m", tmp_path / "whole", spec)
-    monkeypatch.setattr("quant.checkpoints.SLAB_WEIGHTS", 1000)
+    monkeypatch.setattr("quant.checkpoints.conversion.SLAB_WEIGHTS", 1000)
     asked: list[int] = []
     real = quant.checkpoints.folders.FolderCheckpoint.read_rows
 

@@ -12,8 +12,10 @@ from ..qtensor import QuantSpec, QuantTensor
 from ..quantizers.recipe import Recipe
 from ..weights import MATRICES, Layer, Matrix, Weights, check_shapes
 from .checkpoint import Checkpoint
-from .comparison import compare
-from .conversion import Calibration, Conversion, quantized_in_slabs
+from .comparison import compare as compare
+from .conversion import Calibration as Calibration
+from .conversion import Conversion, quantized_in_slabs
+from .dequantized import Dequantized
 from .folders import CONFIG, CONSOLIDATED, INDEX, PARAMS, SINGLE, open_huggingface, open_mistral
 from .gguf import GGUFCheckpoint
 from .native import WEIGHTS, Job, NativeCheckpoint, write
@@ -90,6 +92,7 @@ def quantize(
     check: Calibration | None = None,
     checking: Callable[[int, int], None] | None = None,
     resume: bool = False,
+    requantize: bool = False,
 ) -> dict[str, Any]:
     """Write the model at ``source`` as a native folder at ``target``, whole or not at all.
 
@@ -100,12 +103,15 @@ def quantize(
     grids, looks at; over the texts of ``check`` the result is compared with its source, and
     ``checking(done, total)`` counts the layers of that. With ``resume`` what an interrupted call
     has finished is kept beside the target, and taken up by the next one that asks for the same.
+    With ``requantize`` matrices that are quantized already are dequantized and quantized anew.
     Returns the receipt, which is kept in the file too.
 
     Raises :class:`~quant.errors.CheckpointError`, :class:`~quant.errors.SpecError` and
     :class:`~quant.errors.StorageError`; nothing is left behind but what can be resumed.
     """
     checkpoint = open_checkpoint(source)
+    if requantize:
+        checkpoint = Dequantized(checkpoint)
     if recipe is None:
         recipe = Recipe(spec or DEFAULT_SPEC, head=spec or DEFAULT_SPEC)
     conversion = Conversion(checkpoint, recipe, calibration)
@@ -134,7 +140,12 @@ def quantize(
     identity = None
     if resume:
         texts = [list(text) for text in calibration.texts] if calibration else []
-        identity = {"recipe": recipe.describe(), "texts": texts, "source": _state_of(Path(source))}
+        identity = {
+            "recipe": recipe.describe(),
+            "requantize": requantize,
+            "texts": texts,
+            "source": _state_of(Path(source)),
+        }
     return write(
         checkpoint,
         Path(target),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -30,7 +31,7 @@ except ImportError:  # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
 
 from ..config import read_config, write_config
-from ..errors import CheckpointError, StorageError
+from ..errors import CheckpointError, SpecError, StorageError
 from ..qtensor import LINE, Floats, QuantSpec, QuantTensor, packed_shapes
 from ..weights import Matrix
 from .checkpoint import Checkpoint
@@ -217,12 +218,15 @@ class Journal:
 
     def __init__(self, folder: Path, identity: dict[str, Any] | None) -> None:
         self._path = folder / JOURNAL
-        self._identity = None if identity is None else json.loads(json.dumps(identity))
+        self._identity = None
+        if identity is not None:
+            text = json.dumps(identity, sort_keys=True)
+            self._identity = hashlib.sha256(text.encode()).hexdigest()
         self.done: list[str] = []
         self.errors: dict[str, float] = {}
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             kept = json.loads(self._path.read_text(encoding="utf-8"))
-            if identity is not None and kept["identity"] == self._identity:
+            if self._identity is not None and kept["identity"] == self._identity:
                 self.done, self.errors = list(kept["done"]), dict(kept["errors"])
 
     @property
@@ -391,7 +395,11 @@ def _working_folder(target: Path, size: int, identity: dict[str, Any] | None) ->
         raise StorageError(f"{target} cannot be written: {error.strerror}.") from error
     try:
         with _alone_in(folder):
-            yield folder
+            try:
+                yield folder
+            except (CheckpointError, SpecError):  # it would fail again
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
             raise StorageError(f"{target} exists already.") from error

@@ -9,7 +9,10 @@ When column j is rounded and leaves the error e, the columns to come are changed
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import SpecError
 from ..kernels import quantize as kernels
@@ -21,6 +24,9 @@ BLOCK = 128
 
 DAMPENING = 0.01
 """Share of the mean of H's diagonal that is added to it, so that H can be inverted."""
+
+LARGEST_DOUBLE = 8192
+"""Inputs up to which the Hessian is inverted in float64."""
 
 _TRIES = 6
 
@@ -35,7 +41,10 @@ def inverse_factor(hessian: Floats, dampening: float = DAMPENING) -> Floats:
     With J the reversal of the order, ``J H J = M M.T`` (Cholesky) gives ``H = V V.T`` with the
     upper triangular ``V = J M J``, and ``H^-1 = (V^-1).T V^-1``.
     """
-    whole = hessian.astype(np.float64)
+    # Half the memory for the largest, which the dampening keeps well conditioned.
+    whole: npt.NDArray[Any] = hessian.astype(
+        np.float64 if len(hessian) <= LARGEST_DOUBLE else np.float32
+    )
     diagonal = np.einsum("ii->i", whole)
     diagonal[diagonal <= 0] = 1.0
     mean = float(diagonal.mean())
@@ -47,6 +56,8 @@ def inverse_factor(hessian: Floats, dampening: float = DAMPENING) -> Floats:
         try:
             reversed_factor = np.linalg.cholesky(whole[::-1, ::-1])
         except np.linalg.LinAlgError:
+            continue
+        if not np.isfinite(reversed_factor).all():
             continue
         upper = np.ascontiguousarray(reversed_factor[::-1, ::-1])
         return np.triu(np.linalg.inv(upper)).astype(np.float32)

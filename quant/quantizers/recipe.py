@@ -45,4 +45,6 @@ class Recipe:
 
     def describe(self) -> dict[str, Any]:
         """All of it in plain values, for a receipt."""
-        return asdict(self)
+        values = asdict(self)
+        values["rules"] = [[pattern, asdict(spec)] for pattern, spec in self.rules]
+        return values

@@ -15,16 +15,16 @@ kernels.attention kernels.program kernels.probes kernels.quantize
 quantizers.grids quantizers.rounding quantizers.gptq quantizers.recipe quantizers weights cache
 scratch reference cpu backend calibration model divergence sampling generation
 checkpoints.names checkpoints.checkpoint checkpoints.tensors checkpoints.blocks checkpoints.gguf
-checkpoints.folders checkpoints.pickles checkpoints.conversion checkpoints.native
-checkpoints.comparison checkpoints bench
+checkpoints.folders checkpoints.pickles checkpoints.conversion checkpoints.dequantized
+checkpoints.native checkpoints.comparison checkpoints bench
 """.split()
 
 CHAT = """
 errors settings messages tokenizers.detokenizer tokenizers.config tokenizers.sentencepiece
 tokenizers.tekken tokenizers.huggingface tokenizers templates.parts templates.mistral
-templates.chatml templates.jinja templates download models families info engine render bench warmup
-commands repl oneshot template_view cli.application cli.chat cli.inspect cli.measure cli.models cli
-__main__
+templates.chatml templates.jinja templates download models families info texts quantizing engine
+render bench warmup commands repl oneshot template_view cli.application cli.chat cli.inspect
+cli.measure cli.models cli.quantize cli __main__
 """.split()
 
 SCREEN = {"rich", "typer", "prompt_toolkit", "tokenizers", "sentencepiece"}

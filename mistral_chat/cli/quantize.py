@@ -1,0 +1,137 @@
+"""Commands that quantize models and measure what that does to them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mistral_chat.cli.application import AsJson, Quiet, app, option
+from mistral_chat.errors import ExitCode, UsageError
+from mistral_chat.settings import Paths
+from quant.errors import SpecError
+
+if TYPE_CHECKING:
+    from quant import QuantSpec
+
+
+@app.command("quantize-weights")
+def quantize_weights(
+    source: Annotated[str, typer.Argument(help="A model's folder, GGUF file, or name.")],
+    target: Annotated[Path, typer.Argument(help="The folder to make.")],
+    bits: Annotated[int, typer.Option(help="4 or 8.")] = 4,
+    group_size: Annotated[int, typer.Option(help="Weights that share a scale: 32, 64, 128.")] = 64,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="gptq (the best, slow), mse (searched grids) or rtn (rounding, at once)."
+        ),
+    ] = "gptq",
+    symmetric: Annotated[
+        bool, typer.Option("--symmetric", help="Scales only, no minimums.")
+    ] = False,
+    head_bits: Annotated[int, typer.Option(help="Bits of the embedding and the output.")] = 8,
+    tensor: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="PATTERN=BITS for some tensors, such as 'layers.0.*=8'; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            help="A text to calibrate with.  [default: one of the package]", show_default=False
+        ),
+    ] = None,
+    no_check: Annotated[
+        bool, typer.Option("--no-check", help="Do not compare the result with its source.")
+    ] = False,
+    requantize: Annotated[
+        bool, typer.Option("--requantize", help="Quantize anew what is quantized already.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a target that exists.")] = False,
+    threads: Annotated[int | None, option("threads")] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> int:
+    """Make a small model of a large one, in bounded memory; goes on where it was interrupted."""
+    from mistral_chat.models import locate
+    from mistral_chat.oneshot import read_input
+    from mistral_chat.quantizing import Order
+    from mistral_chat.quantizing import quantize_weights as carry_out
+    from mistral_chat.render import Notes
+    from mistral_chat.texts import decode
+    from quant import QuantSpec
+    from quant.quantizers.recipe import Recipe
+
+    try:
+        recipe = Recipe(
+            spec=QuantSpec(bits, group_size, symmetric),
+            head=QuantSpec(head_bits, group_size, symmetric),
+            method=method,
+            rules=tuple(_rule(text, group_size, symmetric) for text in tensor or ()),
+        )
+    except SpecError as error:
+        raise UsageError(str(error)) from error
+    text = None if calibrate is None else decode(read_input(calibrate), str(calibrate))
+    paths = Paths.from_environment(os.environ)
+    with Notes(quiet).progress() as progress:
+        place = locate(source, paths, progress)
+        order = Order(place, target, recipe, text, not no_check, force, requantize, threads)
+        result = carry_out(order, progress)
+    if as_json:
+        typer.echo(result.to_json())
+    else:
+        for line in result.sentences():
+            typer.echo(line)
+    return ExitCode.DONE
+
+
+@app.command()
+def perplexity(
+    model: Annotated[str, typer.Argument(help="A model's name, folder or GGUF file.")],
+    text: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A text; '-' is standard input.  [default: one of the package]", show_default=False
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Another model of the same shape to compare with.", show_default=False),
+    ] = None,
+    threads: Annotated[int | None, option("threads")] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> int:
+    """Measure how well a model predicts a text, and how far it is from another."""
+    from mistral_chat.models import locate
+    from mistral_chat.oneshot import read_input
+    from mistral_chat.quantizing import measure_perplexity
+    from mistral_chat.render import Notes
+    from mistral_chat.texts import decode
+
+    paths = Paths.from_environment(os.environ)
+    content = None if text is None else decode(read_input(text), str(text))
+    with Notes(quiet).progress() as progress:
+        path = locate(model, paths, progress)
+        reference = None if against is None else locate(against, paths, progress)
+        result = measure_perplexity(path, content, reference, threads, progress)
+    if as_json:
+        typer.echo(result.to_json())
+    else:
+        for line in result.sentences():
+            typer.echo(line)
+    return ExitCode.DONE
+
+
+def _rule(text: str, group_size: int, symmetric: bool) -> tuple[str, QuantSpec]:
+    from quant import QuantSpec
+
+    pattern, equals, bits = text.partition("=")
+    if not (pattern and equals and bits.isdecimal()):
+        raise UsageError(f"--tensor is PATTERN=BITS, such as 'layers.0.*=8', not {text!r}.")
+    return pattern, QuantSpec(int(bits), group_size, symmetric)

@@ -30,6 +30,7 @@ class LayerPass:
     """Residual streams of some texts, carried from layer to layer.
 
     ``embed`` gives float32 [n, hidden] for n ids. Texts are read each by itself from position 0.
+    ``kv`` is the element of keys and values; ``f16`` has the kernels that a chat has.
     Memory: tokens * hidden * 4 bytes, and the buffers of a session as long as the longest text.
     """
 
@@ -39,15 +40,16 @@ class LayerPass:
         embed: Callable[[Sequence[int]], Floats],
         texts: Sequence[Sequence[int]],
         *,
+        kv: str = "f16",
         backend: str = "cpu",
         threads: int = 1,
     ) -> None:
         self._config = config
-        self._backend, self._threads = backend, threads
+        self._kv, self._backend, self._threads = kv, backend, threads
         self._streams = [np.array(embed(ids), np.float32) for ids in texts]
         self._longest = max(len(ids) for ids in texts)
         self._single = replace(config, num_hidden_layers=1, windows=(None,))
-        self._scratch = Scratch.allocate(self._single, self._longest, "f32")
+        self._scratch = Scratch.allocate(self._single, self._longest, kv)
 
     @property
     def tokens(self) -> int:
@@ -107,7 +109,7 @@ class LayerPass:
 
     def _attention(self, layer: Tensors, window: int | None, readers: Sequence[Matrix]) -> Program:
         s, program = self._scratch, self._program()
-        ring = RollingCache(self._single, self._longest, None, "f32").layers[0]
+        ring = RollingCache(self._single, self._longest, None, self._kv).layers[0]
         q, k, v = layer["q"], layer["k"], layer["v"]
         program.angles(s.cosines, s.sines)
         program.norm(s.x, None, _floats(layer["attention_norm"]), s.h, readers=(q, k, v))

@@ -7,7 +7,7 @@ order of ``tensor_names`` is also the order of the work.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,13 @@ from ..qtensor import (
     check_columns,
     packed_shapes,
 )
-from ..quantizers import quantize_gptq, round_searched, round_to_nearest, squared_norms
+from ..quantizers import (
+    InputMoments,
+    quantize_gptq,
+    round_searched,
+    round_to_nearest,
+    squared_norms,
+)
 from ..quantizers.recipe import Recipe
 from ..weights import Matrix
 from .checkpoint import Checkpoint
@@ -32,6 +38,10 @@ SLAB_WEIGHTS = 1 << 23
 
 STAGES = {"q": 0, "k": 0, "v": 0, "o": 1, "gate": 2, "up": 2, "down": 3}
 """When a matrix's inputs are known, within its layer."""
+
+
+Moments = InputMoments | Floats
+"""Of a matrix's inputs: prepared for GPTQ, or for a search of grids mean squares [columns]."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ class Conversion:
         self._pass: LayerPass | None = None
         self._at = (0, 0)  # the layer and stage that the pass has reached
         self._layer: dict[str, Matrix] = {}  # the finished tensors of that layer
-        self._moments: Floats | None = None  # of the inputs at that stage
+        self._moments: Moments | None = None  # of the inputs at that stage
 
     def plan(self, name: str) -> tuple[tuple[int, ...], QuantSpec | None]:
         """Shape and packing of what :meth:`make` gives; raises SpecError where it cannot be."""
@@ -101,14 +111,15 @@ class Conversion:
             self._advance(int(number), STAGES.get(part, 0))
             self._layer[part] = tensor
 
-    def _inputs(self, name: str) -> Floats | None:
-        """Second moments of what the matrix multiplies (for mse: their diagonal), if calibrated."""
+    def _inputs(self, name: str) -> Moments | None:
+        """What calibration knows of the matrix's inputs, if there is one."""
         if self._pass is None or not name.startswith("layers."):
             return None
         _, number, part = name.split(".")
         self._advance(int(number), STAGES[part])
         if self._moments is None:
-            gather = second_moments if self._recipe.method == "gptq" else mean_squares
+            gather: Callable[[Iterator[Floats]], Moments]
+            gather = _moments_of if self._recipe.method == "gptq" else mean_squares
             layer, stage = self._layer, STAGES[part]
             window = self._checkpoint.config.windows[int(number)]
             if stage == 0:
@@ -135,10 +146,10 @@ class Conversion:
         self._at = (number, stage)
 
     def _quantized(
-        self, name: str, spec: QuantSpec, moments: Floats | None
+        self, name: str, spec: QuantSpec, moments: Moments | None
     ) -> tuple[QuantTensor, float]:
         try:
-            if moments is not None and self._recipe.method == "gptq":
+            if isinstance(moments, InputMoments):
                 rows = self._checkpoint.describe(name)[0][0]
                 floats = self._checkpoint.read_rows(name, 0, rows)
                 tensor = quantize_gptq(floats, spec, moments)
@@ -211,6 +222,10 @@ def rows_of(matrix: Matrix, ids: Sequence[int]) -> Floats:
         minimums,
     )
     return np.asarray(part.dequantize()[place * ROW_BLOCK + rows % ROW_BLOCK])
+
+
+def _moments_of(inputs: Iterator[Floats]) -> InputMoments:
+    return InputMoments.of(second_moments(inputs))
 
 
 def _norm(tensor: Matrix) -> Floats:

@@ -1,5 +1,6 @@
 """Float weights to packed ones: three methods, from the quickest to the best."""
 
+from .gptq import InputMoments as InputMoments
 from .gptq import quantize_gptq as quantize_gptq
 from .rounding import relative_error as relative_error
 from .rounding import round_searched as round_searched

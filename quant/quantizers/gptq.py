@@ -9,7 +9,8 @@ When column j is rounded and leaves the error e, the columns to come are changed
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -64,30 +65,48 @@ def inverse_factor(hessian: Floats, dampening: float = DAMPENING) -> Floats:
     raise SpecError("The calibration text is too short: its Hessian cannot be inverted.")
 
 
+@dataclass(frozen=True)
+class InputMoments:
+    """What GPTQ makes of a Hessian, once for all matrices with the same inputs.
+
+    ``energies`` float32 [n] are the Hessian's diagonal; ``order`` int64 [n] the order in which
+    columns are rounded; ``factor`` float32 [n, n] the inverse factor in that order.
+    """
+
+    energies: Floats
+    order: npt.NDArray[np.int64]
+    factor: Floats
+
+    @classmethod
+    def of(cls, hessian: Floats, *, by_energy: bool = True, dampening: float = DAMPENING) -> Self:
+        """Prepare ``hessian`` float32 [n, n].
+
+        ``by_energy`` rounds columns with much energy first, while many are left to take up their
+        errors. Raises :class:`~quant.errors.SpecError` as :func:`inverse_factor`.
+        """
+        energies = np.ascontiguousarray(np.diagonal(hessian))
+        order = np.arange(len(energies))
+        if by_energy:
+            order = np.argsort(-energies, kind="stable")
+        return cls(energies, order, inverse_factor(hessian[np.ix_(order, order)], dampening))
+
+
 def quantize_gptq(
-    weights: Floats,
-    spec: QuantSpec,
-    hessian: Floats,
-    *,
-    search: bool = True,
-    order: bool = True,
-    dampening: float = DAMPENING,
+    weights: Floats, spec: QuantSpec, inputs: InputMoments, *, search: bool = True
 ) -> QuantTensor:
-    """Quantize weights float32 [rows, columns] for inputs with ``hessian`` [columns, columns].
+    """Quantize weights float32 [rows, columns] for ``inputs`` of that many columns.
 
     Grids are fixed for each group before anything is mended: spanning ones, or with ``search`` the
-    best for the inputs' energies. With ``order`` columns with much energy are rounded first, while
-    many are left to take up their errors; the packed layout is the same. Raises
-    :class:`~quant.errors.SpecError` as :func:`spanning_grids` and :func:`inverse_factor`.
+    best for the inputs' energies; so the packed layout is that of any other method. Raises
+    :class:`~quant.errors.SpecError` as :func:`spanning_grids`.
     """
     rows, columns = weights.shape
-    energies = np.ascontiguousarray(np.diagonal(hessian))
     if search:
-        grids = searched_grids(weights, spec, energies / max(float(energies.mean()), 1e-30))
+        mean = max(float(inputs.energies.mean()), 1e-30)
+        grids = searched_grids(weights, spec, inputs.energies / np.float32(mean))
     else:
         grids = spanning_grids(weights, spec)
-    by_energy = np.argsort(-energies, kind="stable") if order else np.arange(columns)
-    factor = inverse_factor(hessian[np.ix_(by_energy, by_energy)], dampening)
+    by_energy, factor = inputs.order, inputs.factor
     groups = by_energy // spec.group_size
     left = np.ascontiguousarray(weights[:, by_energy])
     codes = np.empty((rows, columns), np.uint8)

@@ -15,7 +15,13 @@ from quant.divergence import Divergence
 from quant.errors import SpecError
 from quant.kernels.quantize import half
 from quant.qtensor import QuantSpec, pack
-from quant.quantizers import quantize_gptq, relative_error, round_searched, round_to_nearest
+from quant.quantizers import (
+    InputMoments,
+    quantize_gptq,
+    relative_error,
+    round_searched,
+    round_to_nearest,
+)
 from quant.quantizers.gptq import inverse_factor
 from quant.quantizers.recipe import Recipe
 from quant.weights import MATRICES
@@ -113,7 +119,8 @@ def test_gptq_keeps_the_outputs(spec: QuantSpec) -> None:
     rounded = output_error(weights, round_to_nearest(weights, spec), inputs)
     for search in (False, True):
         for order in (False, True):
-            tensor = quantize_gptq(weights, spec, hessian, search=search, order=order)
+            inputs_of = InputMoments.of(hessian, by_energy=order)
+            tensor = quantize_gptq(weights, spec, inputs_of, search=search)
             assert tensor.spec == spec
             assert output_error(weights, tensor, inputs) < 0.5 * rounded
 
@@ -144,7 +151,8 @@ def test_gptq_is_the_paper_s() -> None:
     weights = np.random.default_rng(7).standard_normal((24, 192)).astype(np.float32)
     hessian = inputs.T @ inputs / len(inputs)
     spec = QuantSpec(4, 64)
-    ours = quantize_gptq(weights, spec, hessian, search=False, order=False).unpack()
+    inputs_of = InputMoments.of(hessian, by_energy=False)
+    ours = quantize_gptq(weights, spec, inputs_of, search=False).unpack()
     theirs = plain_gptq(weights, spec, hessian)
     # A weight that lies between two codes may fall to either side by rounding, and what follows
     # in its row with it.
@@ -156,7 +164,7 @@ def test_hessians_that_are_not_definite() -> None:
     one_input = np.zeros((64, 64), np.float32)
     one_input[3, 3] = 4
     for hessian in (np.zeros((64, 64), np.float32), one_input, np.ones((64, 64), np.float32)):
-        tensor = quantize_gptq(weights, QuantSpec(4, 64), hessian)
+        tensor = quantize_gptq(weights, QuantSpec(4, 64), InputMoments.of(hessian))
         assert relative_error(weights, tensor) < 0.3
     broken = np.full((64, 64), np.nan, np.float32)
     with pytest.raises(SpecError, match="too short"):
@@ -209,7 +217,9 @@ def layer_of(weights: Any, i: int) -> dict[str, Any]:
 def test_layer_by_layer_is_the_whole_model(backend: str, spec: QuantSpec | None) -> None:
     weights = random_weights(CONFIG, spec, 9)
     table = weights.embedding if spec is None else weights.embedding.dequantize()  # type: ignore[union-attr]
-    running = LayerPass(CONFIG, lambda ids: table[np.asarray(ids)], TEXTS, backend=backend)
+    running = LayerPass(
+        CONFIG, lambda ids: table[np.asarray(ids)], TEXTS, kv="f32", backend=backend
+    )
     assert running.tokens == 31
     for i in range(CONFIG.num_hidden_layers):
         running.add_attention(layer_of(weights, i), CONFIG.windows[i])
@@ -221,7 +231,9 @@ def test_layer_by_layer_is_the_whole_model(backend: str, spec: QuantSpec | None)
 def test_inputs_are_those_of_the_products() -> None:
     weights = random_weights(CONFIG, None, 9)
     table = weights.embedding
-    running = LayerPass(CONFIG, lambda ids: table[np.asarray(ids)], TEXTS, backend="numpy")
+    running = LayerPass(
+        CONFIG, lambda ids: table[np.asarray(ids)], TEXTS, kv="f32", backend="numpy"
+    )
     layer = layer_of(weights, 0)
     x = np.concatenate([table[np.asarray(ids)] for ids in TEXTS])
     normed = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * layer["attention_norm"]

@@ -2,10 +2,10 @@
 
     python benchmarks/quantizers.py [--rotated] [METHOD ...]
 
-The model's weights lie on a 4-bit grid already, which flatters methods that find it again (and makes
-Q4_1's lossless). With ``--rotated`` its residual stream is turned by a random orthogonal matrix,
-with the norms' gains folded in: the same function, whose weights lie on no grid. Embedding and
-output have 8 bits in each row; calibration and measuring use the texts of the package.
+The model's weights lie on a 4-bit grid already, which flatters methods that find it again (and
+makes Q4_1's lossless). With ``--rotated`` its residual stream is turned by a random orthogonal
+matrix, with the norms' gains folded in: the same function, whose weights lie on no grid. Embedding
+and output have 8 bits in each row; calibration and measuring use the texts of the package.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def run(reference: Held, methods: Sequence[str], threads: int) -> None:
 
 def default_model(paths: Paths) -> Path:
     """Where the default model is; it is fetched if it is not there."""
-    return locate("smollm2", paths, lambda label, done, total: None)
+    return locate("smollm2", paths, lambda _label, _done, _total: None)
 
 
 def main() -> None:

@@ -92,3 +92,28 @@ def info(
     else:
         report.print(Console(soft_wrap=True))
     return ExitCode.DONE
+
+
+@app.command("plan")
+def plan_memory(
+    model: Annotated[str, typer.Argument(help="A model's name, folder or GGUF file.")],
+    context: Annotated[int | None, option("context")] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Show the memory a model needs, to chat and to be quantized; nothing is loaded."""
+    from rich.console import Console
+
+    from mistral_chat.models import locate
+    from mistral_chat.planning import plan
+    from mistral_chat.render import Notes
+
+    paths = Paths.from_environment(os.environ)
+    settings = resolve({"context": context}, os.environ, paths)
+    with Notes().progress() as progress:
+        place = locate(model, paths, progress)
+    result = plan(place, settings.context)
+    if as_json:
+        typer.echo(result.to_json())
+    else:
+        result.print(Console(soft_wrap=True))
+    return ExitCode.DONE

@@ -37,7 +37,7 @@ METHODS = {
     "rtn": Recipe(QuantSpec(4, 64), EIGHT, "rtn"),
     "mse": Recipe(QuantSpec(4, 64), EIGHT, "mse"),
     "gptq": Recipe(QuantSpec(4, 64), EIGHT, "gptq"),
-    "gptq-128": Recipe(QuantSpec(4, 128), EIGHT, "gptq"),
+    "gptq-32": Recipe(QuantSpec(4, 32, symmetric=True), EIGHT, "gptq"),
     "int8-rtn": Recipe(EIGHT, EIGHT, "rtn"),
     "int8-gptq": Recipe(EIGHT, EIGHT, "gptq"),
 }

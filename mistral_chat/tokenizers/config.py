@@ -55,9 +55,26 @@ class TokenizerConfig:
         (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
 
+def gguf_list(metadata: Mapping[str, Any], key: str, kind: type | tuple[type, ...]) -> list[Any]:
+    """The list ``tokenizer.ggml.<key>`` of a GGUF header, all of whose entries are of ``kind``.
+
+    Raises CheckpointError where it is missing or holds something else.
+    """
+    name = f"tokenizer.ggml.{key}"
+    if name not in metadata:
+        raise CheckpointError(f"The model file has no {name}; it is incomplete, fetch it again.")
+    values = metadata[name]
+    if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+        raise CheckpointError(f"The model file's {name} is damaged; fetch it again.")
+    return values
+
+
 def config_from_gguf(metadata: Mapping[str, Any], add_bos: bool) -> TokenizerConfig:
     """The same of a GGUF header; ``add_bos`` is what holds where it says nothing."""
-    pieces = metadata["tokenizer.ggml.tokens"]
+    pieces = gguf_list(metadata, "tokens", str)
+    template = metadata.get("tokenizer.chat_template")
+    if template is not None and not isinstance(template, str):
+        raise CheckpointError("The model file's chat template is no text; fetch it again.")
 
     def named(key: str) -> str | None:
         token = metadata.get(f"tokenizer.ggml.{key}_token_id")
@@ -69,7 +86,7 @@ def config_from_gguf(metadata: Mapping[str, Any], add_bos: bool) -> TokenizerCon
         bos=named("bos"),
         eos=named("eos"),
         add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", add_bos)),
-        chat_template=metadata.get("tokenizer.chat_template"),
+        chat_template=template,
     )
 
 

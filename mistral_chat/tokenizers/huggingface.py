@@ -16,7 +16,7 @@ from typing import Any
 from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as Library
 
-from mistral_chat.tokenizers.config import TokenizerConfig, config_from_gguf
+from mistral_chat.tokenizers.config import TokenizerConfig, config_from_gguf, gguf_list
 from mistral_chat.tokenizers.sentencepiece import SPACE
 from quant.errors import CheckpointError, UnsupportedError
 
@@ -120,19 +120,14 @@ class HuggingFaceTokenizer:
         """Built from ``tokenizer.ggml.*``; raises CheckpointError and UnsupportedError."""
         split = metadata.get("tokenizer.ggml.pre")
         split = "gpt-2" if split == "default" else split
-        if split not in _SPLITS:
+        if not isinstance(split, str) or split not in _SPLITS:
             raise UnsupportedError(
                 f"This model splits text by the rule {split!r} (tokenizer.ggml.pre), which is not "
                 f"handled; rules that are: {', '.join(_SPLITS)}."
             )
-        try:
-            pieces: list[str] = metadata["tokenizer.ggml.tokens"]
-            types: list[int] = metadata["tokenizer.ggml.token_type"]
-            merges: list[str] = metadata["tokenizer.ggml.merges"]
-        except KeyError as error:
-            raise CheckpointError(
-                f"The model file has no {error.args[0]}; it is incomplete, fetch it again."
-            ) from error
+        pieces: list[str] = gguf_list(metadata, "tokens", str)
+        types: list[int] = gguf_list(metadata, "token_type", int)
+        merges: list[str] = gguf_list(metadata, "merges", str)
         _check_pieces(pieces, types)
 
         config = config_from_gguf(metadata, add_bos=False)

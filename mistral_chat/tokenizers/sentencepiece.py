@@ -14,7 +14,7 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-from mistral_chat.tokenizers.config import TokenizerConfig, config_from_gguf
+from mistral_chat.tokenizers.config import TokenizerConfig, config_from_gguf, gguf_list
 from quant.errors import CheckpointError
 
 MODEL_FILE = "tokenizer.model"
@@ -60,14 +60,9 @@ class SentencePieceTokenizer:
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> SentencePieceTokenizer:
         """Built from ``tokenizer.ggml.*``; raises CheckpointError where a part is missing."""
-        try:
-            pieces: list[str] = metadata["tokenizer.ggml.tokens"]
-            scores: list[float] = metadata["tokenizer.ggml.scores"]
-            types: list[int] = metadata["tokenizer.ggml.token_type"]
-        except KeyError as error:
-            raise CheckpointError(
-                f"The model file has no {error.args[0]}; it is incomplete, fetch it again."
-            ) from error
+        pieces: list[str] = gguf_list(metadata, "tokens", str)
+        scores: list[float] = gguf_list(metadata, "scores", (int, float))
+        types: list[int] = gguf_list(metadata, "token_type", int)
         if not len(pieces) == len(scores) == len(types):
             raise CheckpointError("The model's vocabulary is inconsistent; fetch the file again.")
 
@@ -84,9 +79,9 @@ class SentencePieceTokenizer:
         )
         normalizer.escape_whitespaces = True
         try:
-            normalizer.precompiled_charsmap = bytes(
-                metadata.get("tokenizer.ggml.precompiled_charsmap", b"")
-            )
+            if "tokenizer.ggml.precompiled_charsmap" in metadata:
+                characters = gguf_list(metadata, "precompiled_charsmap", int)
+                normalizer.precompiled_charsmap = bytes(characters)
             for piece, score, kind in zip(pieces, scores, types, strict=True):
                 # GGUF numbers the types as SentencePiece does.
                 proto.pieces.add(piece=piece, score=score, type=kind)

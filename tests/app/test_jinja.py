@@ -149,6 +149,23 @@ def test_a_typed_marker_of_zephyr_is_broken_up() -> None:
     assert count(neutralize=True) == 1
 
 
+@settings(max_examples=200)
+@given(
+    typed=st.lists(
+        st.sampled_from(["</s>", "<|user|>", "<|", "</", "s>", "<|im_end|>", "\n", "a"])
+    ),
+    neutralize=st.booleans(),
+)
+def test_no_text_gives_a_control_id_in_zephyr_or_chatml(typed: list[str], neutralize: bool) -> None:
+    for values in (zephyr_metadata(), tiny_metadata()):
+        tokenizer = tokenizer_from_gguf(values)
+        template = template_for(tokenizer, TemplateOptions(neutralize=neutralize))
+        assert template.name in ("zephyr", "chatml")
+        controls = set(tokenizer.controls.values())
+        for segment in template.segments(say("".join(typed), "x" + "".join(typed), "b")):
+            assert segment.control or controls.isdisjoint(segment.ids)
+
+
 def test_chatml_that_does_something_else_is_run_itself() -> None:
     source = (
         "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content | trim }}"

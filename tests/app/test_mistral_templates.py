@@ -32,6 +32,8 @@ FILES = {
     "v3-tekken": "tekken_240718.json",
     "v7-tekken": "tekken_240718.json",
 }
+MULTIMODAL = ["mistral_instruct_tokenizer_241114.model.v7m1", "tekken_240911.json"]
+
 """A file of the reference's for each version; it ships no Tekken vocabulary of v7."""
 
 
@@ -122,6 +124,14 @@ def test_any_conversation_as_the_reference_has_it(
 ) -> None:
     template = ours(files[version], neutralize=False)
     assert template.encode(messages) == expected(files[version], messages)
+
+
+@pytest.mark.parametrize("name", MULTIMODAL)
+@settings(max_examples=50)
+@given(messages=conversations())
+def test_the_vocabularies_that_also_have_images(name: str, messages: list[Message]) -> None:
+    path = DATA / name
+    assert ours(path, neutralize=False).encode(messages) == expected(path, messages)
 
 
 @pytest.mark.parametrize("version", FILES)

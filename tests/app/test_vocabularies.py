@@ -22,6 +22,8 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from mistral_chat.messages import Message, Role
+from mistral_chat.templates import template_for
 from mistral_chat.tokenizers import (
     Detokenizer,
     Tokenizer,
@@ -30,7 +32,7 @@ from mistral_chat.tokenizers import (
     tokenizer_from_gguf,
 )
 from mistral_chat.tokenizers.huggingface import TEKKEN_PATTERN
-from quant.errors import CheckpointError, UnsupportedError
+from quant.errors import CheckpointError, QuantError, UnsupportedError
 
 from .fakes import tiny_metadata
 
@@ -508,3 +510,89 @@ def test_an_embedding_belongs_to_its_tokenizer(rows: int, fits: bool) -> None:
         return
     with pytest.raises(CheckpointError, match=rf"32000 tokens, .* {rows} rows"):
         check_vocabulary(opened("v1"), rows)
+
+
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-5, 300),
+    st.floats(),
+    st.text(max_size=5),
+    st.lists(st.one_of(st.integers(-2, 9), st.text(max_size=4), st.floats()), max_size=300),
+)
+SMALL = {
+    "tokenizer.ggml.model": "llama",
+    "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))],
+    "tokenizer.ggml.scores": [0.0] * 259,
+    "tokenizer.ggml.token_type": [2, 3, 3, *[6] * 256],
+}
+
+
+@settings(max_examples=400)
+@given(data=st.data(), kind=st.sampled_from(["llama", "gpt2"]))
+def test_a_hostile_vocabulary_in_a_gguf(data: st.DataObject, kind: str) -> None:
+    metadata = dict(SMALL if kind == "llama" else tiny_metadata())
+    keys = [*metadata, "tokenizer.ggml.add_bos_token", "tokenizer.ggml.precompiled_charsmap"]
+    metadata |= data.draw(st.dictionaries(st.sampled_from(keys), VALUES, max_size=3))
+    metadata["tokenizer.ggml.model"] = kind
+    try:
+        tokenizer = tokenizer_from_gguf(metadata)
+        ids = tokenizer.encode("Hi there")
+        decoded(tokenizer, ids)
+        template_for(tokenizer).encode([Message(Role.USER, "Hi")])
+    except QuantError as error:
+        assert "\n" not in str(error)  # noqa: PT017 - what matters is that nothing else comes out
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 9) | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=300)
+@given(
+    change=st.dictionaries(
+        st.sampled_from(["added_tokens", "normalizer", "pre_tokenizer", "decoder", "model", "x"]),
+        JSON,
+        max_size=2,
+    ),
+    model=st.dictionaries(
+        st.sampled_from(["vocab", "merges", "byte_fallback", "unk_token", "type"]), JSON, max_size=2
+    ),
+    config=st.dictionaries(
+        st.sampled_from(
+            ["bos_token", "eos_token", "added_tokens_decoder", "chat_template", "add_bos_token",
+             "additional_special_tokens"]
+        ),
+        JSON,
+        max_size=2,
+    ),
+)  # fmt: skip
+def test_a_hostile_tokenizer_json(
+    tmp_path_factory: pytest.TempPathFactory, change: Any, model: Any, config: Any
+) -> None:
+    values = {**TINY_JSON, "model": {**TINY_JSON["model"], **model}, **change}
+    try:
+        tokenizer = write_folder(tmp_path_factory.mktemp("hostile"), values, config)
+        decoded(tokenizer, tokenizer.encode("Hi there"))
+    except QuantError as error:
+        assert str(error)  # noqa: PT017 - as above
+
+
+TINY_JSON: dict[str, Any] = {
+    "added_tokens": [added(3, "</s>")],
+    "normalizer": None,
+    "pre_tokenizer": None,
+    "post_processor": None,
+    "decoder": {"type": "ByteFallback"},
+    "model": {
+        "type": "BPE",
+        "vocab": {"H": 0, "i": 1, "Hi": 2, "</s>": 3},
+        "merges": ["H i"],
+        "byte_fallback": True,
+    },
+}

@@ -1,11 +1,13 @@
 """What each way to quantize does to the default model: KL against its own float weights.
 
-    python benchmarks/quantizers.py [--rotated] [METHOD ...]
+    python benchmarks/quantizers.py [--rotated] [--dithered] [METHOD ...]
 
 The model's weights lie on a 4-bit grid already, which flatters methods that find it again (and
 makes Q4_1's lossless). With ``--rotated`` its residual stream is turned by a random orthogonal
-matrix, with the norms' gains folded in: the same function, whose weights lie on no grid. Embedding
-and output have 8 bits in each row; calibration and measuring use the texts of the package.
+matrix, with the norms' gains folded in: the same function, whose weights lie on no grid. With
+``--dithered`` each weight is moved by up to half a step: another function, on no grid either.
+Embedding and output have 8 bits in each row; calibration and measuring use the texts of the
+package.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from quant.checkpoints import Calibration, compare, open_checkpoint
 from quant.checkpoints.conversion import Conversion
 from quant.checkpoints.dequantized import Dequantized
 from quant.checkpoints.names import tensor_names
-from quant.qtensor import QuantSpec
+from quant.checkpoints.rotated import Rotated
+from quant.qtensor import QuantSpec, QuantTensor
 from quant.quantizers.recipe import Recipe
 
 EIGHT = QuantSpec(8, 64)
@@ -63,33 +66,33 @@ class Held:
         return self._tensors[name][start:stop]
 
 
-def rotated(held: Held) -> Held:
-    """The same function with its residual stream turned: exact but for float32's rounding."""
-    config = held.config
-    random = np.random.default_rng(1)
-    turn = np.linalg.qr(random.standard_normal((config.hidden_size,) * 2))[0]
-
-    def double(name: str) -> Any:
-        return held.read(name).astype(np.float64)
-
-    turned: dict[str, Any] = {"embedding": double("embedding") @ turn}
-    head = "embedding" if config.tie_word_embeddings else "head"
-    turned["head"] = double(head) * double("norm") @ turn
-    turned["norm"] = np.ones(config.hidden_size)
-    for i in range(config.num_hidden_layers):
-        for norm, readers in (("attention_norm", "q k v"), ("mlp_norm", "gate up")):
-            gains = double(f"layers.{i}.{norm}")
-            turned[f"layers.{i}.{norm}"] = np.ones(config.hidden_size)
-            for name in readers.split():
-                turned[f"layers.{i}.{name}"] = double(f"layers.{i}.{name}") * gains @ turn
-        for name in ("o", "down"):
-            turned[f"layers.{i}.{name}"] = turn.T @ double(f"layers.{i}.{name}")
-    values = {**vars(config), "tie_word_embeddings": False}
-    floats = {name: tensor.astype(np.float32) for name, tensor in turned.items()}
-    return Held(quant.ModelConfig(**values), floats)
+def dithered(held: Held, steps: dict[str, Any]) -> Held:
+    """The weights moved off their old grid by up to half of its step: another model, as good."""
+    random = np.random.default_rng(2)
+    tensors = {}
+    for name in tensor_names(held.config):
+        tensor = held.read(name)
+        if name in steps:
+            tensor = (
+                tensor + random.uniform(-0.5, 0.5, tensor.shape).astype(np.float32) * steps[name]
+            )
+        tensors[name] = tensor
+    return Held(held.config, tensors)
 
 
-def run(reference: Held, methods: Sequence[str], threads: int) -> None:
+def grid_steps(checkpoint: Any) -> dict[str, Any]:
+    """The step of the 4-bit grid that each weight lies on, float32 in the matrices' shapes."""
+    steps = {}
+    for name in tensor_names(checkpoint.config):
+        tensor = checkpoint.read(name)
+        if isinstance(tensor, QuantTensor) and tensor.spec.bits == 4:
+            rows = tensor.scales.transpose(0, 2, 1).reshape(-1, tensor.scales.shape[1])
+            whole = np.repeat(rows[: tensor.rows].astype(np.float32), tensor.spec.group_size, 1)
+            steps[name] = whole
+    return steps
+
+
+def run(reference: Any, methods: Sequence[str], threads: int) -> None:
     """Print a line for each method."""
     paths = Paths.from_environment(os.environ)
     tokenizer = open_tokenizer(default_model(paths))
@@ -99,7 +102,7 @@ def run(reference: Held, methods: Sequence[str], threads: int) -> None:
     for method in methods:
         started = time.perf_counter()
         recipe = METHODS[method]
-        conversion = Conversion(reference, recipe, calibration)  # type: ignore[arg-type]
+        conversion = Conversion(reference, recipe, calibration)
         made = {name: conversion.make(name) for name in tensor_names(reference.config)}
         seconds = time.perf_counter() - started
         other = Held(reference.config, made)
@@ -122,12 +125,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("methods", nargs="*", metavar="METHOD", help=f"of {', '.join(METHODS)}")
     parser.add_argument("--rotated", action="store_true")
+    parser.add_argument("--dithered", action="store_true")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
-    checkpoint = Dequantized(open_checkpoint(default_model(Paths.from_environment(os.environ))))
+    path = default_model(Paths.from_environment(os.environ))
+    checkpoint = Dequantized(open_checkpoint(path))
     floats = {name: checkpoint.read(name) for name in tensor_names(checkpoint.config)}
     held = Held(checkpoint.config, floats)
-    reference = rotated(held) if arguments.rotated else held
+    if arguments.dithered:
+        held = dithered(held, grid_steps(open_checkpoint(path)))
+    reference: Any = Rotated(held, seed=1) if arguments.rotated else held  # type: ignore[arg-type]
     run(reference, arguments.methods or list(METHODS), arguments.threads)
 
 

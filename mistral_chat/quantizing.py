@@ -37,6 +37,7 @@ class Order:
     check: bool = True
     force: bool = False
     requantize: bool = False
+    rotate: bool = False
     threads: int | None = None
 
 
@@ -123,11 +124,13 @@ def quantize_weights(order: Order, progress: Progress) -> Quantized:
         checking=lambda done, total: progress("Comparing with the source", done, total),
         resume=True,
         requantize=order.requantize,
+        rotate=order.rotate,
     )
     seconds = finished - started
     made = open_checkpoint(order.target)
-    size = sum(made.stored(name)[1] for name in names)
-    weights = sum(prod(tensor_shape(made.config, name)) for name in names)
+    stored = tensor_names(made.config)
+    size = sum(made.stored(name)[1] for name in stored)
+    weights = sum(prod(tensor_shape(made.config, name)) for name in stored)
     errors = list(receipt["relative_errors"].values())
     return Quantized(
         target=str(order.target),

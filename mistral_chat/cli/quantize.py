@@ -52,6 +52,9 @@ def quantize_weights(
     requantize: Annotated[
         bool, typer.Option("--requantize", help="Quantize anew what is quantized already.")
     ] = False,
+    rotate: Annotated[
+        bool, typer.Option("--rotate", help="Turn the residual stream first; see the docs.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a target that exists.")] = False,
     threads: Annotated[int | None, option("threads")] = None,
     as_json: AsJson = False,
@@ -80,7 +83,7 @@ def quantize_weights(
     paths = Paths.from_environment(os.environ)
     with Notes(quiet).progress() as progress:
         place = locate(source, paths, progress)
-        order = Order(place, target, recipe, text, not no_check, force, requantize, threads)
+        order = Order(place, target, recipe, text, not no_check, force, requantize, rotate, threads)
         result = carry_out(order, progress)
     if as_json:
         typer.echo(result.to_json())

@@ -18,8 +18,12 @@ from .conversion import Conversion, quantized_in_slabs
 from .dequantized import Dequantized
 from .folders import CONFIG, CONSOLIDATED, INDEX, PARAMS, SINGLE, open_huggingface, open_mistral
 from .gguf import GGUFCheckpoint
+from .names import tensor_names
 from .native import WEIGHTS, Job, NativeCheckpoint, write
 from .pickles import refuse_pickle, refuse_pickles
+from .rotated import Rotated
+
+ROTATION_SEED = 1
 
 DEFAULT_SPEC = QuantSpec(bits=4, group_size=64, symmetric=False)
 
@@ -93,6 +97,7 @@ def quantize(
     checking: Callable[[int, int], None] | None = None,
     resume: bool = False,
     requantize: bool = False,
+    rotate: bool = False,
 ) -> dict[str, Any]:
     """Write the model at ``source`` as a native folder at ``target``, whole or not at all.
 
@@ -104,6 +109,7 @@ def quantize(
     ``checking(done, total)`` counts the layers of that. With ``resume`` what an interrupted call
     has finished is kept beside the target, and taken up by the next one that asks for the same.
     With ``requantize`` matrices that are quantized already are dequantized and quantized anew.
+    With ``rotate`` the residual stream is turned first (see ``quantizers/rotation.py``).
     Returns the receipt, which is kept in the file too.
 
     Raises :class:`~quant.errors.CheckpointError`, :class:`~quant.errors.SpecError` and
@@ -112,6 +118,10 @@ def quantize(
     checkpoint = open_checkpoint(source)
     if requantize:
         checkpoint = Dequantized(checkpoint)
+    original = checkpoint
+    if rotate:
+        refuse_packed(checkpoint)
+        checkpoint = Rotated(checkpoint, ROTATION_SEED)
     if recipe is None:
         recipe = Recipe(spec or DEFAULT_SPEC, head=spec or DEFAULT_SPEC)
     conversion = Conversion(checkpoint, recipe, calibration)
@@ -120,13 +130,13 @@ def quantize(
         method = recipe.method if conversion.errors else "lossless"
         told = {"method": method, "relative_errors": conversion.errors}
         if conversion.errors:
-            told["recipe"] = recipe.describe()
+            told["recipe"] = {**recipe.describe(), "rotate": rotate}
         return told
 
     def finish(folder: Path) -> dict[str, Any]:
         if check is None:
             return {}
-        result = compare(checkpoint, NativeCheckpoint(folder), check.texts, check.threads, checking)
+        result = compare(original, NativeCheckpoint(folder), check.texts, check.threads, checking)
         return {
             "check": {
                 "tokens": result.tokens,
@@ -143,6 +153,7 @@ def quantize(
         identity = {
             "recipe": recipe.describe(),
             "requantize": requantize,
+            "rotate": rotate,
             "texts": texts,
             "source": _state_of(Path(source)),
         }
@@ -155,6 +166,16 @@ def quantize(
         force,
         identity,
     )
+
+
+def refuse_packed(checkpoint: Checkpoint) -> None:
+    """Raise :class:`~quant.errors.SpecError` unless all matrices of a checkpoint are floats."""
+    for name in tensor_names(checkpoint.config):
+        if checkpoint.describe(name)[1] is not None:
+            raise SpecError(
+                f"{checkpoint.source} is quantized already and cannot be rotated as it is; "
+                "quantize it anew, or take its float weights."
+            )
 
 
 def _state_of(path: Path) -> list[tuple[str, int, int]]:

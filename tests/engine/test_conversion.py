@@ -23,11 +23,16 @@ import quant
 from quant.checkpoints import Calibration, compare, open_checkpoint
 from quant.checkpoints.names import tensor_names
 from quant.checkpoints.native import JOURNAL, NativeCheckpoint
+from quant.checkpoints.rotated import Rotated
+from quant.divergence import Divergence
 from quant.errors import CheckpointError, SpecError, StorageError
 from quant.qtensor import QuantSpec
 from quant.quantizers.recipe import Recipe
+from quant.quantizers.rotation import random_rotation
+from quant.weights import MATRICES, Layer, Weights
 
 from .models import TINY, write_gguf, write_huggingface
+from .oracle import forward
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = replace(TINY, num_hidden_layers=3, windows=(None, 8, None))
@@ -246,6 +251,8 @@ import quant
 from quant.checkpoints import Calibration
 from quant.qtensor import QuantSpec
 from quant.quantizers.recipe import Recipe
+from quant.quantizers.rotation import random_rotation
+from quant.weights import MATRICES, Layer, Weights
 
 def progress(done, total):
     print(done, flush=True)
@@ -277,3 +284,65 @@ def test_killed_at_twenty_random_moments(source: Path, tmp_path: Path, whole: by
     subprocess.run([*command, json.dumps(TEXTS)], check=True, capture_output=True, env=environment)
     assert (tmp_path / "native" / "weights.safetensors").read_bytes() == whole
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "native", "whole"]
+
+
+@pytest.mark.parametrize("size", [64, 96])
+def test_a_rotation_is_orthogonal(size: int) -> None:
+    turn = random_rotation(size, 3).astype(np.float64)
+    np.testing.assert_allclose(turn @ turn.T, np.eye(size), atol=1e-6)
+    assert not np.array_equal(random_rotation(size, 4), random_rotation(size, 3))
+    if size == 64:
+        np.testing.assert_allclose(np.abs(turn), 1 / 8, atol=1e-7)
+
+
+def weights_of(checkpoint: Any) -> Weights:
+    """All tensors of a checkpoint."""
+    config = checkpoint.config
+    layers = tuple(
+        Layer(
+            **{
+                name: checkpoint.read(f"layers.{i}.{name}")
+                for name in ("attention_norm", "mlp_norm", *MATRICES)
+            }
+        )
+        for i in range(config.num_hidden_layers)
+    )
+    head = checkpoint.read("embedding" if config.tie_word_embeddings else "head")
+    return Weights(checkpoint.read("embedding"), layers, checkpoint.read("norm"), head)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("hidden", [64, 96])
+def test_a_rotation_changes_nothing(tmp_path: Path, hidden: int, tied: bool) -> None:
+    config = replace(CONFIG, hidden_size=hidden, head_dim=16, tie_word_embeddings=tied)
+    write_huggingface(tmp_path, config)
+    original = open_checkpoint(tmp_path)
+    rotated = Rotated(original, 5)
+    result = Divergence()
+    for ids in TEXTS:
+        reference, turned = (
+            forward(checkpoint.config, weights_of(checkpoint), ids)
+            for checkpoint in (original, rotated)
+        )
+        result.add(reference, turned)
+    assert result.mean < 1e-10
+    assert result.agreement == 1
+    assert not rotated.config.tie_word_embeddings
+    for name in ("layers.0.q", "layers.1.down", "embedding", "head"):
+        whole = rotated.read(name)
+        assert np.array_equal(rotated.read_rows(name, 16, 48), whole[16:48])  # type: ignore[index]
+        if name != "head" or not tied:
+            assert not np.allclose(whole, original.read(name))  # type: ignore[arg-type]
+    assert np.array_equal(rotated.read("norm"), np.ones(hidden))
+
+
+def test_quantizing_what_was_rotated(source: Path, tmp_path: Path) -> None:
+    receipt = quant.quantize(
+        source, tmp_path / "native", recipe=recipe("gptq"), calibration=CALIBRATION, check=HELD_OUT,
+        rotate=True,
+    )  # fmt: skip
+    assert receipt["recipe"]["rotate"] is True
+    assert 0 < receipt["check"]["kl_mean"] < 0.3
+    quant.quantize(source, tmp_path / "eight", QuantSpec(8, 32))
+    with pytest.raises(SpecError, match="cannot be rotated as it is"):
+        quant.quantize(tmp_path / "eight", tmp_path / "no", rotate=True)

@@ -12,11 +12,12 @@ ROOT = Path(__file__).resolve().parents[2]
 QUANT = """
 errors config qtensor jit simd tiles kernels.threads kernels.matmul kernels.pointwise
 kernels.attention kernels.program kernels.probes kernels.quantize
-quantizers.grids quantizers.rounding quantizers.gptq quantizers.recipe quantizers weights cache
-scratch reference cpu backend calibration model divergence sampling generation
+quantizers.grids quantizers.rounding quantizers.gptq quantizers.recipe quantizers.rotation
+quantizers weights cache scratch reference cpu backend calibration model divergence sampling
+generation
 checkpoints.names checkpoints.checkpoint checkpoints.tensors checkpoints.blocks checkpoints.gguf
 checkpoints.folders checkpoints.pickles checkpoints.conversion checkpoints.dequantized
-checkpoints.native checkpoints.comparison checkpoints bench
+checkpoints.rotated checkpoints.native checkpoints.comparison checkpoints bench
 """.split()
 
 CHAT = """

@@ -126,7 +126,9 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]
                 f"The model's {name} is {number(name)}, but its heads have {head_dim} dimensions: "
                 "not supported."
             )
-    ends = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
+    begin, *ends = (
+        _ids(metadata.get(f"tokenizer.ggml.{name}_token_id")) for name in ("bos", "eos", "eot")
+    )
     return ModelConfig(
         vocab_size=tensors["token_embd.weight"][0],
         hidden_size=hidden,
@@ -140,8 +142,8 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]
         max_position_embeddings=number("context_length"),
         windows=windows_of(window, layers),
         tie_word_embeddings="output.weight" not in tensors,
-        bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
-        eos_token_ids=tuple(dict.fromkeys(end for end in ends if end is not None)),
+        bos_token_id=next(iter(begin), None),
+        eos_token_ids=tuple(dict.fromkeys(end for some in ends for end in some)),
     )
 
 

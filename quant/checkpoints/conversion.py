@@ -25,10 +25,9 @@ from ..qtensor import (
 from ..quantizers import (
     InputMoments,
     quantize_gptq,
-    round_searched,
-    round_to_nearest,
     squared_norms,
 )
+from ..quantizers.grids import searched_grids, spanning_grids
 from ..quantizers.recipe import Recipe
 from ..weights import Matrix
 from .checkpoint import Checkpoint
@@ -185,16 +184,13 @@ def quantized_in_slabs(
     error = size = 0.0
     for start in range(0, rows, step):
         floats = checkpoint.read_rows(name, start, min(start + step, rows))
-        if searched:
-            part = round_searched(floats, spec, energies)
-        else:
-            part = round_to_nearest(floats, spec)
+        grids = searched_grids(floats, spec, energies) if searched else spanning_grids(floats, spec)
+        part, lost, kept = grids.encode(floats)
         block = slice(start // ROW_BLOCK, start // ROW_BLOCK + len(part.codes))
         codes[block], scales[block] = part.codes, part.scales
         if minimums is not None and part.minimums is not None:
             minimums[block] = part.minimums
-        added = squared_norms(floats, part)
-        error, size = error + added[0], size + added[1]
+        error, size = error + lost, size + kept
     return whole, float(np.sqrt(error / size)) if size else 0.0
 
 

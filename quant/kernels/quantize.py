@@ -135,16 +135,29 @@ def search_grids(weights, energies, group_size, levels, zero, steps, scales, min
 
 
 @entry
-def encode(weights, group_size, levels, zero, scales, minimums, codes):
-    """Codes uint8 [rows, columns] nearest to the weights, on the grids given."""
+def encode(weights, group_size, levels, zero, scales, minimums, codes, squares):
+    """Codes uint8 [rows, columns] nearest to the weights, on the grids given.
+
+    ``squares`` float64 [rows, 2] get each row's squared error and squared weights.
+    """
     rows, columns = weights.shape
     for row in range(rows):
+        error = size = 0.0
         for g in range(columns // group_size):
-            inverse = inverse_of(scales[row, g])
+            scale, minimum = scales[row, g], minimums[row, g]
+            inverse = inverse_of(scale)
+            lost = kept = np.float32(0)
             for k in range(g * group_size, (g + 1) * group_size):
-                codes[row, k] = np.uint8(
-                    code_of(weights[row, k], inverse, minimums[row, g], zero, levels)
-                )
+                w = weights[row, k]
+                code = code_of(w, inverse, minimum, zero, levels)
+                codes[row, k] = np.uint8(code)
+                left = w - ((code - zero) * scale + minimum)
+                lost += left * left
+                kept += w * w
+            error += np.float64(lost)
+            size += np.float64(kept)
+        squares[row, 0] = error
+        squares[row, 1] = size
 
 
 @entry

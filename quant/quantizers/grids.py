@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import SpecError
 from ..kernels import quantize as kernels
@@ -32,9 +31,14 @@ class Grids:
         minimums = None if self.spec.symmetric else self.minimums.astype(np.float16)
         return pack(codes, self.scales.astype(np.float16), minimums, self.spec)
 
-    def encode(self, weights: Floats) -> Codes:
-        """The codes nearest to weights float32 [rows, columns]."""
+    def encode(self, weights: Floats) -> tuple[QuantTensor, float, float]:
+        """Weights float32 [rows, columns] rounded to the grids.
+
+        Also the sums ``|weights - dequantized| ** 2`` and ``|weights| ** 2``, which add up over
+        rows.
+        """
         codes = np.empty(weights.shape, np.uint8)
+        squares = np.zeros((len(weights), 2))
 
         def part(rows: slice) -> None:
             kernels.encode(
@@ -45,10 +49,12 @@ class Grids:
                 self.scales[rows],
                 self.minimums[rows],
                 codes[rows],
+                squares[rows],
             )
 
         in_parts(len(weights), part)
-        return codes
+        error, size = squares.sum(0)
+        return self.pack(codes), float(error), float(size)
 
 
 def levels_of(spec: QuantSpec) -> int:
@@ -123,6 +129,3 @@ def in_parts(rows: int, work: Callable[[slice], None]) -> None:
         return
     with ThreadPoolExecutor() as pool:
         list(pool.map(work, slices))
-
-
-Indices = npt.NDArray[np.int64]

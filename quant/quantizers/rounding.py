@@ -22,8 +22,7 @@ def round_to_nearest(weights: Floats, spec: QuantSpec) -> QuantTensor:
 
     Example: -1, 0 and 2 in 4 asymmetric bits: scale 0.2, minimum -1, codes 0, 5 and 15.
     """
-    grids = spanning_grids(weights, spec)
-    return grids.pack(grids.encode(weights))
+    return spanning_grids(weights, spec).encode(weights)[0]
 
 
 def relative_error(weights: Floats, quantized: QuantTensor) -> float:
@@ -44,5 +43,4 @@ def round_searched(weights: Floats, spec: QuantSpec, energies: Floats | None = N
 
     Raises :class:`~quant.errors.SpecError` as :func:`round_to_nearest`.
     """
-    grids = searched_grids(weights, spec, energies)
-    return grids.pack(grids.encode(weights))
+    return searched_grids(weights, spec, energies).encode(weights)[0]

@@ -18,7 +18,8 @@ from quant.checkpoints import open_checkpoint
 from quant.checkpoints.blocks import BLOCK_TYPES, import_blocks
 from quant.checkpoints.gguf import GGUFFile
 from quant.checkpoints.native import NativeCheckpoint
-from quant.errors import CheckpointError, QuantError, UnsupportedError
+from quant.config import from_gguf
+from quant.errors import CheckpointError, ConfigError, QuantError, UnsupportedError
 
 from .models import TINY, write_gguf
 from .oracle import forward
@@ -158,6 +159,24 @@ def test_tensors_that_no_model_here_has(tmp_path: Path, name: str, said: str) ->
     write_gguf(tmp_path / "m.gguf", tensors={name: np.ones(16, np.float32)})
     with pytest.raises(UnsupportedError, match=said):
         quant.load(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("key", ["bos", "eos", "eot"])
+@pytest.mark.parametrize("value", ["x", [["a"]], -1.5, -2])
+def test_ends_of_text_that_are_no_ids(key: str, value: Any) -> None:
+    metadata = {
+        "general.architecture": "llama",
+        **{f"llama.{name}": 32 for name in ("block_count", "context_length")},
+        "llama.embedding_length": 64,
+        "llama.feed_forward_length": 128,
+        "llama.attention.head_count": 4,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+    }
+    shapes = {"token_embd.weight": (96, 64)}
+    assert from_gguf(metadata, shapes).eos_token_ids == ()
+    assert from_gguf({**metadata, "tokenizer.ggml.eot_token_id": 7}, shapes).eos_token_ids == (7,)
+    with pytest.raises(ConfigError, match="no token ids"):
+        from_gguf({**metadata, f"tokenizer.ggml.{key}_token_id": value}, shapes)
 
 
 def header(tensors: int = 0, values: int = 0, rest: bytes = b"") -> bytes:

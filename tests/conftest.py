@@ -6,13 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from mistral_chat import models
 from mistral_chat.settings import Paths
 
 # No test asserts a time, and these machines are shared.
-settings.register_profile("shared-machine", deadline=None)
+settings.register_profile(
+    "shared-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("shared-machine")
 
 

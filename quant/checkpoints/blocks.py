@@ -24,8 +24,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from gguf.constants import GGMLQuantizationType
-from gguf.quants import dequantize
 
 from ..qtensor import Floats, QuantSpec, QuantTensor, pack
 from ..quantizers import round_to_nearest
@@ -78,6 +76,9 @@ def import_blocks(
 
 
 def _dequantized(blocks: Bytes, kind: BlockType) -> Floats:
+    from gguf.constants import GGMLQuantizationType  # takes a third of a second, and few need it
+    from gguf.quants import dequantize
+
     flat = blocks.reshape(blocks.shape[0], -1)
     floats: Floats = dequantize(flat, GGMLQuantizationType[kind.name])
     return floats

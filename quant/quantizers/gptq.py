@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import SpecError
-from ..kernels import quantize as kernels
 from ..qtensor import Floats, QuantSpec, QuantTensor
 from .grids import in_parts, levels_of, searched_grids, spanning_grids
 
@@ -100,6 +99,8 @@ def quantize_gptq(
     best for the inputs' energies; so the packed layout is that of any other method. Raises
     :class:`~quant.errors.SpecError` as :func:`spanning_grids`.
     """
+    from ..kernels import quantize as kernels  # compiled kernels take long to import
+
     rows, columns = weights.shape
     if search:
         mean = max(float(inputs.energies.mean()), 1e-30)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import SpecError
-from ..kernels import quantize as kernels
 from ..qtensor import Codes, Floats, QuantSpec, QuantTensor, check_columns, pack
 
 SEARCH_STEPS = 16
@@ -37,6 +36,8 @@ class Grids:
         Also the sums ``|weights - dequantized| ** 2`` and ``|weights| ** 2``, which add up over
         rows.
         """
+        from ..kernels import quantize as kernels  # compiled kernels take long to import
+
         codes = np.empty(weights.shape, np.uint8)
         squares = np.zeros((len(weights), 2))
 
@@ -68,6 +69,8 @@ def spanning_grids(weights: Floats, spec: QuantSpec) -> Grids:
     Raises :class:`~quant.errors.SpecError` if groups do not divide the columns or a weight is not a
     finite number that float16 grids can express.
     """
+    from ..kernels import quantize as kernels  # compiled kernels take long to import
+
     rows, columns = weights.shape
     check_columns(columns, spec)
     if weights.size and float(np.abs(weights).max()) > float(np.finfo(np.float16).max):
@@ -100,6 +103,8 @@ def searched_grids(weights: Floats, spec: QuantSpec, energies: Floats | None = N
     least squares; the best is kept. ``energies`` are the mean squares of the inputs that each
     column multiplies; without them all columns count the same. Raises as :func:`spanning_grids`.
     """
+    from ..kernels import quantize as kernels  # compiled kernels take long to import
+
     grids = spanning_grids(weights, spec)
     if energies is None:
         energies = np.ones(weights.shape[1], np.float32)

@@ -20,6 +20,7 @@ from mistral_chat.download import Progress
 from mistral_chat.errors import UsageError
 from mistral_chat.messages import Message
 from mistral_chat.models import locate, open_tokenizer
+from mistral_chat.planning import check_memory
 from mistral_chat.settings import Paths, Settings
 from mistral_chat.templates import (
     ChatTemplate,
@@ -129,11 +130,14 @@ class ChatEngine:
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(ends))
 
     @classmethod
-    def open(cls, settings: Settings, paths: Paths, progress: Progress) -> ChatEngine:
+    def open(
+        cls, settings: Settings, paths: Paths, progress: Progress, force: bool = False
+    ) -> ChatEngine:
         """Find (or fetch) and load the model that the settings name.
 
-        Raises ModelMissingError, UsageError for a context the model was not made for, and
-        CheckpointError for files that cannot be used.
+        Raises ModelMissingError, UsageError for a context the model was not made for,
+        MemoryShortError for what cannot fit (unless ``force``), and CheckpointError for files that
+        cannot be used.
         """
         path = locate(settings.model, paths, progress)
         with ThreadPoolExecutor(1) as background:
@@ -149,6 +153,8 @@ class ChatEngine:
                     f"{settings.source('context')}: {settings.model} was made for at most "
                     f"{longest} tokens; ask for a context of {longest} or less."
                 )
+            if not force:
+                check_memory(path, settings.context, settings.kv)
             model = quant.load(path, DEFAULT_SPEC)
 
             def open_session() -> quant.Session:

@@ -39,7 +39,11 @@ class ModelMissingError(ChatError):
 
 
 class DownloadError(ChatError):
-    """The means to download are missing from this Python installation."""
+    """A download failed for a reason that is not the person's: no pip, an answer of a server."""
+
+
+class MemoryShortError(ChatError):
+    """A model would need more memory than this computer has free."""
 
 
 class IntegrityError(ChatError):

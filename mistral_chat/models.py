@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from mistral_chat.errors import ModelMissingError
 from mistral_chat.settings import Paths, nearest
 from mistral_chat.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_gguf
 
-CONFIG_FILE = "config.json"
+CONFIG_FILE, PARAMS = "config.json", "params.json"
 GGUF_MAGIC = b"GGUF"
 
 
@@ -45,6 +46,34 @@ EMBEDDED: Mapping[str, EmbeddedModel] = {SMOLLM2.name: SMOLLM2}
 
 
 @dataclass(frozen=True, slots=True)
+class HubModel:
+    """A short name for a repository of the hub; ``size`` is that of its bfloat16 weights, bytes."""
+
+    name: str
+    repository: str
+    description: str
+    size: int
+
+
+HUB_MODELS: Mapping[str, HubModel] = {
+    model.name: model
+    for model in (
+        HubModel(
+            f"mistral-7b-instruct-{version}",
+            f"mistralai/Mistral-7B-Instruct-{version}",
+            f"Mistral 7B Instruct {version}, {window}",
+            2 * parameters,
+        )
+        for version, window, parameters in (
+            ("v0.1", "with the paper's sliding window", 7_241_732_096),
+            ("v0.2", "32768 tokens of context, no window", 7_241_732_096),
+            ("v0.3", "32768 tokens of context, no window, a larger vocabulary", 7_248_023_552),
+        )
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
 class ModelEntry:
     """A model in the list: ``path`` is None and ``size`` (bytes) that of its download if absent."""
 
@@ -54,21 +83,72 @@ class ModelEntry:
     size: int
 
 
+def folder_name(name: str) -> str:
+    """The name of an installed model's folder: that of the model, without slashes.
+
+    >>> folder_name("mistralai/Mistral-7B-v0.1")
+    'mistralai--Mistral-7B-v0.1'
+    """
+    return name.replace("/", "--")
+
+
+def model_in(folder: Path) -> Path | None:
+    """What of an installed model's folder is to be opened: itself, or the GGUF file in it."""
+    if any((folder / file).is_file() for file in (CONFIG_FILE, PARAMS)):
+        return folder
+    files = sorted(folder.glob("*.gguf"))
+    return files[0] if len(files) == 1 else None
+
+
+def installed(name: str, paths: Paths) -> Path | None:
+    """What to open for an installed model of that name, or None."""
+    folder = paths.models / folder_name(name)
+    if name.startswith((".", "~", os.sep)) or not folder.is_dir():
+        return None
+    return model_in(folder)
+
+
 def list_models(paths: Paths) -> list[ModelEntry]:
-    """The installed models and the embedded ones, by name."""
+    """The installed models and those that have a short name, by name."""
     entries: dict[str, ModelEntry] = {}
     for model in EMBEDDED.values():
         entries[model.name] = ModelEntry(
             model.name, model.description, None, model.file.wheel_bytes
         )
+    for hub_model in HUB_MODELS.values():
+        entries[hub_model.name] = ModelEntry(
+            hub_model.name, hub_model.description, None, hub_model.size
+        )
     folders = paths.models.iterdir() if paths.models.is_dir() else ()
     for folder in folders:
-        if (folder / CONFIG_FILE).is_file():
-            size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-            known = entries.get(folder.name)
-            description = known.description if known else ""
-            entries[folder.name] = ModelEntry(folder.name, description, folder, size)
+        # What begins with a dot is still being made.
+        if folder.name.startswith(".") or (path := model_in(folder)) is None:
+            continue
+        name = folder.name.replace("--", "/")
+        size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+        known = entries.get(name)
+        entries[name] = ModelEntry(name, known.description if known else "", path, size)
     return sorted(entries.values(), key=lambda entry: entry.name)
+
+
+def remove(name: str, paths: Paths) -> int:
+    """Remove an installed model; the bytes that were freed. Raises ModelMissingError."""
+    folder = paths.models / folder_name(name)
+    if installed(name, paths) is None:
+        here = {entry.name: entry for entry in list_models(paths) if entry.path is not None}
+        raise ModelMissingError(
+            f"No model named {name!r} is installed{nearest(name, here)} 'mistral-chat models' "
+            "lists those that are."
+        )
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    # What the hub's cache holds, too, stays on the disk.
+    freed = sum(file.stat().st_size for file in files if file.stat().st_nlink == 1)
+    # Away under another name first: half a model must not pass for one.
+    going = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(going, ignore_errors=True)
+    folder.rename(going)
+    shutil.rmtree(going)
+    return freed
 
 
 def locate(name: str, paths: Paths, progress: Progress) -> Path:
@@ -78,17 +158,24 @@ def locate(name: str, paths: Paths, progress: Progress) -> Path:
     fetched. Raises ModelMissingError where there is no such model, and what :func:`install`
     raises.
     """
-    if os.sep not in name and (paths.models / name / CONFIG_FILE).is_file():
-        return paths.models / name
+    here = installed(name, paths)
+    if here is not None:
+        return here
     if name in EMBEDDED:
         return install(EMBEDDED[name], paths, progress)
     path = Path(name).expanduser()
     if path.exists():
         return path
+    if name in HUB_MODELS:
+        raise ModelMissingError(
+            f"{name} is not on this computer yet; fetch it ({HUB_MODELS[name].size / 1e9:.1f} GB) "
+            f"with 'mistral-chat pull {name} --quantize 4'."
+        )
     known = {entry.name: entry for entry in list_models(paths)}
     raise ModelMissingError(
         f"There is no model named {name!r}{nearest(name, known)} 'mistral-chat models' lists "
-        "those that are here, and the path of a GGUF file or of a model's folder works too."
+        "those that are here, 'mistral-chat pull' fetches others, and the path of a GGUF file or "
+        "of a model's folder works too."
     )
 
 

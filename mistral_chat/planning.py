@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mistral_chat.errors import MemoryShortError
 from mistral_chat.texts import LENGTH
 from quant import ModelConfig, QuantSpec
 from quant.cache import TILE, element_type
@@ -138,8 +139,39 @@ def quantizing_bytes(config: ModelConfig) -> dict[str, int]:
     }
 
 
+def check_memory(path: Path, context: int, kind: str) -> None:
+    """Raise MemoryShortError, with numbers, where chatting with that model cannot fit."""
+    told = plan(path, context)
+    needed = told.chat[kind]
+    if told.available is None or needed <= told.available:
+        return
+    raise MemoryShortError(
+        f"{told.model} needs {needed / 1e9:.1f} GB of memory (weights {told.weights / 1e9:.1f}, "
+        f"cache for {told.context} tokens {told.cache[kind] / 1e9:.1f}), but only "
+        f"{told.available / 1e9:.1f} GB are free; ask for a smaller --context, for --kv int8 or a "
+        "smaller model, or try all the same with --force."
+    )
+
+
+def check_quantizing_memory(config: ModelConfig, method: str) -> None:
+    """Raise MemoryShortError, with numbers, where quantizing by ``method`` cannot fit."""
+    needed, available = quantizing_bytes(config)[method], available_memory()
+    if available is None or needed <= available:
+        return
+    raise MemoryShortError(
+        f"Quantizing this model by {method} needs {needed / 1e9:.1f} GB of memory, but only "
+        f"{available / 1e9:.1f} GB are free; take --method "
+        f"{'rtn' if method == 'mse' else 'mse or rtn'}, or try all the same with --force."
+    )
+
+
 def available_memory() -> int | None:
-    """Bytes of memory that are free, as far as the system tells."""
+    """Bytes of memory that are free, as far as the system tells; no more than a container's."""
+    found = [size for size in (_free_of_system(), _free_of_container()) if size is not None]
+    return min(found, default=None)
+
+
+def _free_of_system() -> int | None:
     try:
         with Path("/proc/meminfo").open(encoding="ascii") as file:
             values: dict[str, Any] = dict(line.split(":", 1) for line in file)
@@ -149,4 +181,16 @@ def available_memory() -> int | None:
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _free_of_container(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What a Linux control group leaves; pages of files that it holds can be given back."""
+    try:
+        limit = int((folder / "memory.max").read_text(encoding="ascii"))
+        used = int((folder / "memory.current").read_text(encoding="ascii"))
+        lines = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
+        stat = dict(line.split() for line in lines)
+        return max(0, limit - used + int(stat.get("inactive_file", 0)))
+    except (OSError, ValueError):  # "max" is no number: no limit
         return None

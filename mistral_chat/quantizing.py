@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,15 @@ import quant
 from mistral_chat.download import Progress
 from mistral_chat.errors import UsageError
 from mistral_chat.models import open_tokenizer
+from mistral_chat.planning import check_memory, check_quantizing_memory
 from mistral_chat.texts import SHORTEST, calibration_text, held_out_text, pieces
 from mistral_chat.tokenizers import check_vocabulary
 from quant.checkpoints import Calibration, compare, open_checkpoint
 from quant.checkpoints.names import tensor_names, tensor_shape
+from quant.checkpoints.native import NativeCheckpoint
 from quant.divergence import log_softmax
 from quant.model import available_processors
-from quant.quantizers.recipe import Recipe
+from quant.quantizers.recipe import METHODS, Recipe
 
 
 @dataclass(frozen=True)
@@ -84,13 +87,15 @@ def quantize_weights(order: Order, progress: Progress) -> Quantized:
     :func:`quant.quantize` raises.
     """
     checkpoint = open_checkpoint(order.source)
-    if checkpoint.format == "native folder" and not order.requantize:
+    if checkpoint.format == NativeCheckpoint.format and not order.requantize:
         raise UsageError(
             f"{order.source} is quantized already; take its source, or quantize what is left of it "
             "with --requantize."
         )
     tokenizer = open_tokenizer(order.source)
     check_vocabulary(tokenizer, checkpoint.config.vocab_size)
+    if not order.force:
+        check_quantizing_memory(checkpoint.config, order.recipe.method)
     threads = order.threads or available_processors()
     names = tensor_names(checkpoint.config)
     floats = order.requantize or any(
@@ -145,6 +150,48 @@ def quantize_weights(order: Order, progress: Progress) -> Quantized:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """The same order carried out by each method, a row each."""
+
+    rows: tuple[Quantized, ...]
+
+    def to_json(self) -> str:
+        """A JSON list of objects in the names of the fields."""
+        return json.dumps([asdict(row) for row in self.rows], ensure_ascii=False)
+
+    def sentences(self) -> list[str]:
+        """A table."""
+        lines = ["method  bits/weight  relative error  mean KL  99th perc.  same token  seconds"]
+        for row in self.rows:
+            check = row.check or {}
+            lines.append(
+                f"{row.method:<6}  {row.bits_per_weight:>11.2f}  {row.relative_error:>14.4f}  "
+                f"{check.get('kl_mean', math.nan):>7.4f}  "
+                f"{check.get('kl_percentile_99', math.nan):>10.4f}  "
+                f"{check.get('top_token_agreement', math.nan):>10.1%}  {row.seconds:>7.1f}"
+            )
+        return lines
+
+
+def compare_methods(order: Order, progress: Progress) -> Comparison:
+    """Carry out ``order`` by every method, in ``order.target``, of which nothing is kept.
+
+    Raises what :func:`quantize_weights` raises.
+    """
+    rows = []
+    for method in METHODS:
+
+        def report(label: str, done: int, total: int, method: str = method) -> None:
+            progress(f"{label} ({method})", done, total)
+
+        target = order.target / method
+        one = replace(order, target=target, recipe=replace(order.recipe, method=method))
+        rows.append(quantize_weights(one, report))
+        shutil.rmtree(target)
+    return Comparison(tuple(rows))
+
+
+@dataclass(frozen=True)
 class Perplexity:
     """``perplexity`` is exp of the mean loss in nats; ``against`` how far another model is."""
 
@@ -176,16 +223,20 @@ def measure_perplexity(
     reference: Path | None,
     threads: int | None,
     progress: Progress,
+    force: bool = False,
 ) -> Perplexity:
     """The perplexity of a model over a text (None: the package's own), in pieces of 512 tokens.
 
     With a ``reference`` the two are compared over the same text. Raises UsageError for a text that
-    is too short, CheckpointError for models that cannot be read or are not the same.
+    is too short, MemoryShortError for what cannot fit (unless ``force``), CheckpointError for
+    models that cannot be read or are not the same.
     """
     checkpoint = open_checkpoint(path)
     tokenizer = open_tokenizer(path)
     check_vocabulary(tokenizer, checkpoint.config.vocab_size)
     texts = pieces(tokenizer, held_out_text() if text is None else text)
+    if not force:
+        check_memory(path, max(map(len, texts)), "f16")
     loss, count = _loss(path, texts, threads, progress)
     against = None
     if reference is not None:

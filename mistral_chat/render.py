@@ -7,6 +7,7 @@ follow NO_COLOR and FORCE_COLOR, as Rich reads them.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
@@ -15,6 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from mistral_chat.engine import Finished, PrefillProgress
+
+MILESTONE_SECONDS = 30
 
 # C0 and C1 controls but newline and tab: a model must not steer the terminal it is read in.
 _CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (0x09, 0x0A)}
@@ -46,6 +49,45 @@ class AnswerWriter:
         self._stream.flush()
 
 
+class Milestones:
+    """Progress for a log: a line for each label, then one every half minute with the time left."""
+
+    def __init__(
+        self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._say = say
+        self._clock = clock
+        self._said: set[str] = set()
+        self._started = self._last = (0.0, 0)
+
+    def tell(self, label: str, done: int, total: int) -> None:
+        """Take note of how far the work is, and say it if it is time to."""
+        now = self._clock()
+        if label not in self._said:
+            self._said.add(label)
+            self._started = self._last = (now, done)
+            self._say(f"{label} ...")
+            return
+        if now - self._last[0] < MILESTONE_SECONDS or not self._started[1] < done < total:
+            return
+        self._last = (now, done)
+        start, first = self._started
+        left = (now - start) * (total - done) / (done - first)
+        self._say(f"{label}: {done / total:.0%}, {duration(left)} left")
+
+
+def duration(seconds: float) -> str:
+    """A time in words.
+
+    >>> duration(7), duration(100), duration(7300)
+    ('7 s', '2 min', '2 h 2 min')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
 class Notes:
     """What is said beside the answer, on stderr; nothing but warnings where ``quiet``."""
 
@@ -69,17 +111,11 @@ class Notes:
     def progress(self) -> Iterator[Callable[[str, int, int], None]]:
         """A bar for as long as the block lasts; a new label starts it over.
 
-        Without a moving terminal each label is said once instead.
+        Without a moving terminal each label is said once, and long work tells now and then how
+        far it is.
         """
         if not self._moving:
-            said: set[str] = set()
-
-            def tell(label: str, _done: int, _total: int) -> None:
-                if label not in said:
-                    said.add(label)
-                    self.say(f"{label} ...")
-
-            yield tell
+            yield Milestones(self.say).tell
             return
         columns = (
             TextColumn("{task.description}"),

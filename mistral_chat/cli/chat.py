@@ -33,6 +33,9 @@ def chat(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Say nothing beside the answer.")
     ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Load the model even if memory seems too short.")
+    ] = False,
     model: Annotated[str | None, option("model", "-m")] = None,
     system: Annotated[str | None, option("system", "-s")] = None,
     system_position: Annotated[str | None, option("system_position")] = None,
@@ -81,7 +84,7 @@ def chat(
 
     def open_engine() -> ChatEngine:
         with notes.progress() as progress:
-            return ChatEngine.open(settings, paths, progress)
+            return ChatEngine.open(settings, paths, progress, force)
 
     if words or files or stdin is not None:
         text = gather(words, files, stdin)

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from mistral_chat.cli.application import app
-from mistral_chat.errors import ExitCode
+from mistral_chat.cli.application import AsJson, Quiet, app, option
+from mistral_chat.errors import ExitCode, UsageError
 from mistral_chat.settings import Paths
 
 
@@ -38,4 +38,67 @@ def models(
         size = f"{entry.size / 1e6:.0f} MB"
         state = size if entry.path else f"not here yet, {size} to download"
         typer.echo(f"{entry.name}\t{state}\t{entry.description}")
+    return ExitCode.DONE
+
+
+@app.command()
+def pull(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A short name ('mistral-chat models'), org/repository, a GGUF file in one "
+            "(org/repository/FILE.gguf, or a part of its name: org/repository:Q4_0), or a path."
+        ),
+    ],
+    quantize: Annotated[
+        int | None,
+        typer.Option(help="Make it 4 or 8 bits and keep only that.", show_default=False),
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="With --quantize: gptq, mse or rtn; see quantize-weights.")
+    ] = "gptq",
+    no_check: Annotated[
+        bool, typer.Option("--no-check", help="Do not compare the result with its source.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace one that is here.")] = False,
+    threads: Annotated[int | None, option("threads")] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> int:
+    """Fetch a model, checked byte for byte; goes on where it was interrupted."""
+    from mistral_chat.pulling import Wish
+    from mistral_chat.pulling import pull as carry_out
+    from mistral_chat.render import Notes
+    from quant import QuantSpec
+    from quant.errors import SpecError
+    from quant.quantizers.recipe import Recipe
+
+    try:
+        recipe = None if quantize is None else Recipe(QuantSpec(quantize), method=method)
+    except SpecError as error:
+        raise UsageError(str(error)) from error
+    with Notes(quiet).progress() as progress:
+        wish = Wish(recipe, force, not no_check, threads)
+        result = carry_out(name, wish, Paths.from_environment(os.environ), progress)
+    if as_json:
+        typer.echo(result.to_json())
+    else:
+        for line in result.sentences():
+            typer.echo(line)
+    return ExitCode.DONE
+
+
+@app.command("rm")
+def remove_model(
+    name: Annotated[list[str], typer.Argument(help="Names of installed models.")],
+    quiet: Quiet = False,
+) -> int:
+    """Remove installed models. What the hub's own cache holds stays there."""
+    from mistral_chat.models import remove
+    from mistral_chat.render import Notes
+
+    paths = Paths.from_environment(os.environ)
+    for each in name:
+        freed = remove(each, paths)
+        Notes(quiet).say(f"{each} is removed, {freed / 1e6:.0f} MB are free again.")
     return ExitCode.DONE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
 @app.command("quantize-weights")
 def quantize_weights(
     source: Annotated[str, typer.Argument(help="A model's folder, GGUF file, or name.")],
-    target: Annotated[Path, typer.Argument(help="The folder to make.")],
+    target: Annotated[
+        Path | None,
+        typer.Argument(help="The folder to make; none with --compare.", show_default=False),
+    ] = None,
     bits: Annotated[int, typer.Option(help="4 or 8.")] = 4,
     group_size: Annotated[int, typer.Option(help="Weights that share a scale: 32, 64, 128.")] = 64,
     method: Annotated[
@@ -55,21 +59,30 @@ def quantize_weights(
     rotate: Annotated[
         bool, typer.Option("--rotate", help="Turn the residual stream first; see the docs.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a target that exists.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Only show what each method would give.")
+    ] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Replace a target; go on even if memory seems too short."),
+    ] = False,
     threads: Annotated[int | None, option("threads")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> int:
     """Make a small model of a large one, in bounded memory; goes on where it was interrupted."""
+    from mistral_chat.download import workspace
     from mistral_chat.models import locate
     from mistral_chat.oneshot import read_input
-    from mistral_chat.quantizing import Order
+    from mistral_chat.quantizing import Comparison, Order, Quantized, compare_methods
     from mistral_chat.quantizing import quantize_weights as carry_out
     from mistral_chat.render import Notes
     from mistral_chat.texts import decode
     from quant import QuantSpec
     from quant.quantizers.recipe import Recipe
 
+    if compare == (target is not None):
+        raise UsageError("Name a target to make, or ask for --compare without one.")
     try:
         recipe = Recipe(
             spec=QuantSpec(bits, group_size, symmetric),
@@ -83,8 +96,15 @@ def quantize_weights(
     paths = Paths.from_environment(os.environ)
     with Notes(quiet).progress() as progress:
         place = locate(source, paths, progress)
-        order = Order(place, target, recipe, text, not no_check, force, requantize, rotate, threads)
-        result = carry_out(order, progress)
+        order = Order(
+            place, target or place, recipe, text, not no_check, force, requantize, rotate, threads
+        )
+        result: Quantized | Comparison
+        if compare:
+            with workspace(paths.data / "comparisons", "methods") as folder:
+                result = compare_methods(replace(order, target=folder), progress)
+        else:
+            result = carry_out(order, progress)
     if as_json:
         typer.echo(result.to_json())
     else:
@@ -106,6 +126,9 @@ def perplexity(
         str | None,
         typer.Option(help="Another model of the same shape to compare with.", show_default=False),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Load the model even if memory seems too short.")
+    ] = False,
     threads: Annotated[int | None, option("threads")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -122,7 +145,7 @@ def perplexity(
     with Notes(quiet).progress() as progress:
         path = locate(model, paths, progress)
         reference = None if against is None else locate(against, paths, progress)
-        result = measure_perplexity(path, content, reference, threads, progress)
+        result = measure_perplexity(path, content, reference, threads, progress, force)
     if as_json:
         typer.echo(result.to_json())
     else:

@@ -394,7 +394,7 @@ def _working_folder(target: Path, size: int, identity: dict[str, Any] | None) ->
     except OSError as error:
         raise StorageError(f"{target} cannot be written: {error.strerror}.") from error
     try:
-        with _alone_in(folder):
+        with alone_in(folder):
             try:
                 yield folder
             except (CheckpointError, SpecError):  # it would fail again
@@ -410,7 +410,7 @@ def _working_folder(target: Path, size: int, identity: dict[str, Any] | None) ->
 
 
 @contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, which the system lets go of when a process dies."""
     if fcntl is None:
         yield

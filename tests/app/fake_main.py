@@ -10,5 +10,5 @@ from mistral_chat.engine import ChatEngine
 
 if __name__ == "__main__":
     engine = FakeEngine(json.loads(os.environ["FAKE_ANSWERS"]))
-    ChatEngine.open = classmethod(lambda cls, settings, paths, progress: engine)
+    ChatEngine.open = classmethod(lambda cls, settings, paths, progress, force=False: engine)
     main()

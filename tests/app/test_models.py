@@ -310,9 +310,11 @@ def test_the_list_tells_what_is_here(tiny: Any, paths: Paths, command: Callable[
     assert "not here yet" in before.stdout
     assert not paths.data.exists()
     folder = models.locate("tiny", paths, silent)
-    assert "not here yet" not in command("models").stdout
-    (entry,) = json.loads(command("models", "--json").stdout)
-    assert (entry["name"], entry["installed"], entry["path"]) == ("tiny", True, str(folder))
+    rows = dict(line.split("\t")[:2] for line in command("models").stdout.splitlines())
+    assert "not here yet" not in rows["tiny"]
+    assert "not here yet" in rows["mistral-7b-instruct-v0.3"]
+    entries = {row["name"]: row for row in json.loads(command("models", "--json").stdout)}
+    assert (entries["tiny"]["installed"], entries["tiny"]["path"]) == (True, str(folder))
 
 
 def test_an_error_without_words_still_says_something() -> None:

@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import gguf
+import mistral_common
 import pytest
 
 import quant
+from mistral_chat import planning
 from mistral_chat.planning import available_memory, cache_bytes, plan, scratch_bytes, tensor_bytes
 from quant.bench import GEOMETRIES
 from quant.cache import RollingCache
@@ -19,6 +21,7 @@ from quant.qtensor import QuantSpec
 from ..engine.models import TINY, write_gguf, write_huggingface
 from .conftest import Command
 
+V3 = Path(mistral_common.__file__).parent / "data/mistral_instruct_tokenizer_240323.model.v3"
 WINDOWED = replace(TINY, windows=(None, 70), hidden_size=128)
 
 
@@ -73,3 +76,34 @@ def test_the_command(tmp_path: Path, command: Command) -> None:
 def test_this_computer_has_memory() -> None:
     memory = available_memory()
     assert memory is None or memory > 1 << 20
+
+
+def test_what_cannot_fit_is_refused_with_numbers(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "available_memory", lambda: 200_000_000)
+    folder = tmp_path / "m"
+    write_huggingface(folder, replace(TINY, vocab_size=32768, max_position_embeddings=1024))
+    (folder / "tokenizer.model.v3").write_bytes(V3.read_bytes())
+    for arguments in (("-m", str(folder), "Hi"), ("perplexity", str(folder))):
+        result = command(*arguments, "-q")
+        assert (result.code, result.stdout) == (1, "")
+        assert "needs 0.3 GB of memory" in result.stderr
+        assert "only 0.2 GB are free" in result.stderr
+    asked = ("quantize-weights", str(folder), str(tmp_path / "small"), "-q")
+    result = command(*asked)
+    assert (result.code, result.stdout) == (1, "")
+    assert "by gptq needs" in result.stderr
+    assert "--force" in result.stderr
+    assert command("-m", str(folder), "-q", "-n", "1", "--force", "Hi").code == 0
+    assert command(*asked, "--force", "--no-check").code == 0
+
+
+def test_a_container_has_less(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("900\n")
+    (tmp_path / "memory.stat").write_text("anon 600\ninactive_file 250\n")
+    assert planning._free_of_container(tmp_path) == 350
+    (tmp_path / "memory.max").write_text("max\n")
+    assert planning._free_of_container(tmp_path) is None
+    assert planning._free_of_container(tmp_path / "none") is None

@@ -144,6 +144,23 @@ def test_a_text_that_does_not_do(
     assert said in result.stderr
 
 
+def test_methods_side_by_side(source: Path, home: Path, command: Command) -> None:
+    result = command("quantize-weights", str(source), "--compare", "--json", "-q")
+    assert (result.code, result.stderr) == (0, "")
+    rows = json.loads(result.stdout)
+    assert [row["method"] for row in rows] == ["rtn", "mse", "gptq"]
+    kl = [row["check"]["kl_mean"] for row in rows]
+    assert kl[2] < kl[0]
+    assert not [path for path in home.rglob("*") if path.is_file()]
+    shown = command("quantize-weights", str(source), "--compare", "--no-check")
+    assert [line.split()[0] for line in shown.stdout.splitlines()] == [
+        "method", "rtn", "mse", "gptq",
+    ]  # fmt: skip
+    assert "Quantizing (gptq) ..." in shown.stderr
+    for wrong in ([], ["somewhere", "--compare"]):
+        assert command("quantize-weights", str(source), *wrong).code == 2
+
+
 def test_perplexity_and_distance(source: Path, tmp_path: Path, command: Command) -> None:
     small = tmp_path / "small"
     asked = ("--method", "rtn", "--no-check", "-q", "--bits", "8", "--group-size", "32")

@@ -7,7 +7,7 @@ import io
 import pytest
 
 from mistral_chat.engine import PrefillProgress
-from mistral_chat.render import AnswerWriter, Notes
+from mistral_chat.render import AnswerWriter, Milestones, Notes
 
 
 class TerminalStream(io.StringIO):
@@ -94,3 +94,19 @@ def test_quiet_says_only_what_should_not_be_missed(capsys: pytest.CaptureFixture
     notes.warn("careful [not markup]")
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "careful [not markup]\n")
+
+
+def test_a_log_tells_how_long_it_will_take() -> None:
+    said: list[str] = []
+    now = 0.0
+    milestones = Milestones(said.append, lambda: now)
+    for done in range(101):
+        milestones.tell("Quantizing", done, 100)
+        now += 10
+    assert said[:3] == [
+        "Quantizing ...",
+        "Quantizing: 3%, 16 min left",
+        "Quantizing: 6%, 16 min left",
+    ]
+    assert said[-1] == "Quantizing: 99%, 10 s left"
+    assert len(said) == 34

@@ -23,9 +23,9 @@ checkpoints.rotated checkpoints.native checkpoints.comparison checkpoints bench
 CHAT = """
 errors settings messages tokenizers.detokenizer tokenizers.config tokenizers.sentencepiece
 tokenizers.tekken tokenizers.huggingface tokenizers templates.parts templates.mistral
-templates.chatml templates.jinja templates download models families info texts quantizing planning
-engine render bench warmup commands repl oneshot template_view cli.application cli.chat cli.inspect
-cli.measure cli.models cli.quantize cli __main__
+templates.chatml templates.jinja templates download hub models families info texts planning
+quantizing pulling engine render bench warmup commands repl oneshot template_view
+cli.application cli.chat cli.inspect cli.measure cli.models cli.quantize cli __main__
 """.split()
 
 SCREEN = {"rich", "typer", "prompt_toolkit", "tokenizers", "sentencepiece"}

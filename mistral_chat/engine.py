@@ -143,7 +143,8 @@ class ChatEngine:
         with ThreadPoolExecutor(1) as background:
             kernels = background.submit(_load_kernels, settings.kv)
             # Headers first: what does not fit together is told before weights are read.
-            config = open_checkpoint(path).config
+            checkpoint = open_checkpoint(path)
+            config = checkpoint.config
             tokenizer = open_tokenizer(path)
             check_vocabulary(tokenizer, config.vocab_size)
             template = template_for(tokenizer, template_options(settings))
@@ -154,7 +155,7 @@ class ChatEngine:
                     f"{longest} tokens; ask for a context of {longest} or less."
                 )
             if not force:
-                check_memory(path, settings.context, settings.kv)
+                check_memory(checkpoint, settings.context, settings.kv)
             model = quant.load(path, DEFAULT_SPEC)
 
             def open_session() -> quant.Session:

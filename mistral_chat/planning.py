@@ -17,6 +17,7 @@ from mistral_chat.texts import LENGTH
 from quant import ModelConfig, QuantSpec
 from quant.cache import TILE, element_type
 from quant.checkpoints import DEFAULT_SPEC, open_checkpoint
+from quant.checkpoints.checkpoint import Checkpoint
 from quant.checkpoints.conversion import SLAB_WEIGHTS
 from quant.checkpoints.names import tensor_names
 from quant.model import CHUNK
@@ -27,10 +28,10 @@ from quant.scratch import Scratch
 PROGRAM = 250_000_000
 """Bytes that Python, its libraries and the kernels take by themselves, about."""
 
-COPIES = 12
-"""Matrices of the largest Hessian's size held at once while it is inverted, temporary ones counted.
+COPIES = 2
+"""Matrices of the largest Hessian's size held at once: itself, and its temporary parts.
 
-Two layers of Mistral 7B took 11.2 GB at most, 12 matrices of 14336 x 14336 float32 and the rest.
+Two layers of Mistral 7B took 2.7 GB at most, where this tells 2.9.
 """
 
 
@@ -72,7 +73,11 @@ def plan(path: Path, context: int) -> MemoryPlan:
     Raises CheckpointError and ConfigError as opening the model does. Estimates; a mapped native
     folder may take less, since pages that nobody reads are not in memory.
     """
-    checkpoint = open_checkpoint(path)
+    return plan_of(open_checkpoint(path), context)
+
+
+def plan_of(checkpoint: Checkpoint, context: int) -> MemoryPlan:
+    """As :func:`plan`, for a checkpoint that is open."""
     config = checkpoint.config
     context = min(context, config.max_position_embeddings)
     names = tensor_names(config)
@@ -139,9 +144,9 @@ def quantizing_bytes(config: ModelConfig) -> dict[str, int]:
     }
 
 
-def check_memory(path: Path, context: int, kind: str) -> None:
-    """Raise MemoryShortError, with numbers, where chatting with that model cannot fit."""
-    told = plan(path, context)
+def check_memory(checkpoint: Checkpoint, context: int, kind: str) -> None:
+    """Raise MemoryShortError, with numbers, where chatting with a model cannot fit."""
+    told = plan_of(checkpoint, context)
     needed = told.chat[kind]
     if told.available is None or needed <= told.available:
         return

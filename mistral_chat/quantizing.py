@@ -236,7 +236,7 @@ def measure_perplexity(
     check_vocabulary(tokenizer, checkpoint.config.vocab_size)
     texts = pieces(tokenizer, held_out_text() if text is None else text)
     if not force:
-        check_memory(path, max(map(len, texts)), "f16")
+        check_memory(checkpoint, max(map(len, texts)), "f16")
     loss, count = _loss(path, texts, threads, progress)
     against = None
     if reference is not None:

@@ -22,6 +22,9 @@ from .reference import rms_norm
 from .scratch import Scratch
 from .weights import Matrix
 
+ROWS_AT_ONCE = 2048
+"""Rows of a Hessian that are added to at once."""
+
 Tensors = Mapping[str, Matrix]
 """A layer's tensors by the names of :class:`~quant.weights.Layer`, as far as they are known."""
 
@@ -146,11 +149,15 @@ def second_moments(inputs: Iterator[Floats]) -> Floats:
     for part in inputs:
         if total is None:
             total = np.zeros((part.shape[1], part.shape[1]), np.float32)
-        total += part.T @ part
+        # Some rows at a time, since a product is a matrix of its own.
+        for start in range(0, len(total), ROWS_AT_ONCE):
+            columns = slice(start, start + ROWS_AT_ONCE)
+            total[columns] += part[:, columns].T @ part
         rows += len(part)
     if total is None:
         return np.zeros((0, 0), np.float32)
-    return total / np.float32(rows)
+    total /= np.float32(rows)
+    return total
 
 
 def mean_squares(inputs: Iterator[Floats]) -> Floats:

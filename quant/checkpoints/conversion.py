@@ -8,6 +8,7 @@ order of ``tensor_names`` is also the order of the work.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,8 +33,8 @@ from ..quantizers.recipe import Recipe
 from ..weights import Matrix
 from .checkpoint import Checkpoint
 
-SLAB_WEIGHTS = 1 << 23
-"""Weights of a float matrix that are in memory at once while it is quantized: 32 MB as float32."""
+SLAB_WEIGHTS = 1 << 20
+"""Weights of a float matrix that a thread takes at once: as float32 4 MB, which caches hold."""
 
 STAGES = {"q": 0, "k": 0, "v": 0, "o": 1, "gate": 2, "up": 2, "down": 3}
 """When a matrix's inputs are known, within its layer."""
@@ -181,8 +182,8 @@ def quantized_in_slabs(
     # Slabs of whole heads, which are whole row blocks too.
     step = checkpoint.config.head_dim
     step *= max(1, SLAB_WEIGHTS // (step * columns))
-    error = size = 0.0
-    for start in range(0, rows, step):
+
+    def slab(start: int) -> tuple[float, float]:
         floats = checkpoint.read_rows(name, start, min(start + step, rows))
         grids = searched_grids(floats, spec, energies) if searched else spanning_grids(floats, spec)
         part, lost, kept = grids.encode(floats)
@@ -190,7 +191,12 @@ def quantized_in_slabs(
         codes[block], scales[block] = part.codes, part.scales
         if minimums is not None and part.minimums is not None:
             minimums[block] = part.minimums
-        error, size = error + lost, size + kept
+        return lost, kept
+
+    with ThreadPoolExecutor() as pool:
+        # Summed in the order of the rows, whoever was first.
+        lost, kept = zip(*pool.map(slab, range(0, rows, step)), strict=True)
+    error, size = sum(lost), sum(kept)
     return whole, float(np.sqrt(error / size)) if size else 0.0
 
 

@@ -161,21 +161,23 @@ def encode(weights, group_size, levels, zero, scales, minimums, codes, squares):
 
 
 @entry
-def compensate(weights, first, last, groups, levels, zero, scales, minimums, factor, codes, errors):
-    """GPTQ within columns ``first`` to ``last``: round one, and mend the others for its error.
+def round_mended(
+    targets, errors, first, last, groups, levels, zero, scales, minimums, factor, codes
+):
+    """GPTQ within columns ``first`` to ``last``, backwards: round one, and mend those before it.
 
-    ``weights`` float32 [rows, columns] is changed; ``groups`` int64 [columns] says which grid a
-    column is on; ``factor`` float32 [columns, columns] is upper triangular with ``factor.T @
-    factor`` the inverse Hessian. Codes uint8 [rows, columns] and ``errors`` float32 [rows, last -
-    first], each divided by the factor's diagonal, are written.
+    ``targets`` float32 [rows, last - first] is where the columns are to be rounded, mended by all
+    columns from ``last`` on already; ``errors`` float32 [rows, columns] has their weights and gets
+    what rounding takes from them. ``groups`` int64 [columns] says which grid a column is on;
+    ``factor`` float32 [columns, columns] is the ``mending_factor``. Codes uint8 [rows, columns].
     """
-    for row in range(weights.shape[0]):
-        for j in range(first, last):
+    for row in range(targets.shape[0]):
+        for j in range(last - 1, first - 1, -1):
             g = groups[j]
             scale, minimum = scales[row, g], minimums[row, g]
-            code = code_of(weights[row, j], inverse_of(scale), minimum, zero, levels)
+            code = code_of(targets[row, j - first], inverse_of(scale), minimum, zero, levels)
             codes[row, j] = np.uint8(code)
-            error = (weights[row, j] - ((code - zero) * scale + minimum)) / factor[j, j]
-            errors[row, j - first] = error
-            for k in range(j + 1, last):
-                weights[row, k] -= error * factor[j, k]
+            error = errors[row, j] - ((code - zero) * scale + minimum)
+            errors[row, j] = error
+            for k in range(first, j):
+                targets[row, k - first] += error * factor[j, k]

@@ -232,6 +232,7 @@ def loadable(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(engine_module, "locate", lambda name, paths, progress: Path(name))
     monkeypatch.setattr(engine_module, "open_checkpoint", lambda path: Model())
     monkeypatch.setattr(engine_module, "open_tokenizer", lambda path: TOKENIZER)
+    monkeypatch.setattr(engine_module, "check_memory", lambda *arguments: None)
     monkeypatch.setattr(quant, "load", lambda path, spec: Model())
     monkeypatch.setattr(quant, "kernels_compiled", lambda kv: True)
     monkeypatch.setattr(quant, "compile_kernels", lambda kv: None)

@@ -22,7 +22,7 @@ from quant.quantizers import (
     round_searched,
     round_to_nearest,
 )
-from quant.quantizers.gptq import inverse_factor
+from quant.quantizers.gptq import mending_factor, permuted
 from quant.quantizers.recipe import Recipe
 from quant.weights import MATRICES
 
@@ -119,7 +119,7 @@ def test_gptq_keeps_the_outputs(spec: QuantSpec) -> None:
     rounded = output_error(weights, round_to_nearest(weights, spec), inputs)
     for search in (False, True):
         for order in (False, True):
-            inputs_of = InputMoments.of(hessian, by_energy=order)
+            inputs_of = InputMoments.of(hessian.copy(), by_energy=order)
             tensor = quantize_gptq(weights, spec, inputs_of, search=search)
             assert tensor.spec == spec
             assert output_error(weights, tensor, inputs) < 0.5 * rounded
@@ -151,7 +151,7 @@ def test_gptq_is_the_paper_s() -> None:
     weights = np.random.default_rng(7).standard_normal((24, 192)).astype(np.float32)
     hessian = inputs.T @ inputs / len(inputs)
     spec = QuantSpec(4, 64)
-    inputs_of = InputMoments.of(hessian, by_energy=False)
+    inputs_of = InputMoments.of(hessian.copy(), by_energy=False)
     ours = quantize_gptq(weights, spec, inputs_of, search=False).unpack()
     theirs = plain_gptq(weights, spec, hessian)
     # A weight that lies between two codes may fall to either side by rounding, and what follows
@@ -168,16 +168,32 @@ def test_hessians_that_are_not_definite() -> None:
         assert relative_error(weights, tensor) < 0.3
     broken = np.full((64, 64), np.nan, np.float32)
     with pytest.raises(SpecError, match="too short"):
-        inverse_factor(broken)
+        mending_factor(broken)
 
 
-def test_an_inverse_factor_is_one() -> None:
-    inputs = correlated_inputs(64)
-    hessian = (inputs.T @ inputs / len(inputs)).astype(np.float32)
-    factor = inverse_factor(hessian, 0.01).astype(np.float64)
-    dampened = hessian + 0.01 * np.diag(hessian).mean() * np.eye(64)
-    np.testing.assert_allclose(factor.T @ factor @ dampened, np.eye(64), atol=1e-3)
-    assert np.array_equal(factor, np.triu(factor))
+@pytest.mark.parametrize("columns", [64, 128, 300])
+@pytest.mark.parametrize("tries", [1, 3])
+def test_a_mending_factor_is_cholesky_s(columns: int, tries: int) -> None:
+    inputs = np.random.default_rng(8).standard_normal((40, columns)).astype(np.float32)
+    hessian = inputs.T @ inputs / len(inputs)  # of rank 40
+    dampening = 0.01
+    if tries > 1:  # an eigenvalue below zero, until the dampening has grown
+        hessian -= 0.2 * np.diag(hessian).mean() * np.eye(columns, dtype=np.float32)
+    mean = np.diag(hessian).mean()
+    factor = mending_factor(hessian.astype(np.float64), dampening)
+    dampened = hessian + dampening * 10 ** (tries - 1) * mean * np.eye(columns)
+    r = np.linalg.cholesky(dampened).T
+    expected = (r / np.diag(r)[:, None]).T
+    np.testing.assert_allclose(np.tril(factor), expected, atol=1e-4)
+
+
+def test_a_permutation_in_place() -> None:
+    random = np.random.default_rng(9)
+    for size in (1, 5, 200):
+        matrix, order = random.standard_normal((size, size)), random.permutation(size)
+        expected = matrix[order][:, order]
+        assert permuted(matrix, order) is matrix
+        assert np.array_equal(matrix, expected)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e6])

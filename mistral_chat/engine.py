@@ -13,13 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
+from pathlib import Path
 from types import FrameType
 
 import quant
 from mistral_chat.download import Progress
 from mistral_chat.errors import UsageError
-from mistral_chat.messages import Message
-from mistral_chat.models import locate, open_tokenizer
+from mistral_chat.loops import LoopDetector
+from mistral_chat.messages import Message, Role
+from mistral_chat.models import is_here, locate, open_tokenizer
 from mistral_chat.planning import check_memory
 from mistral_chat.settings import Paths, Settings
 from mistral_chat.templates import (
@@ -72,7 +74,7 @@ class Finished:
     """The end of an answer.
 
     ``finish_reason`` is ``stop`` (the model was done), ``length`` (max_tokens), ``context`` (the
-    context is full) or ``cancelled``.
+    context is full), ``loop`` (it repeated itself without end) or ``cancelled``.
     """
 
     text: str
@@ -87,7 +89,12 @@ class Finished:
         return self.finish_reason in ("length", "context")
 
 
-Event = TextDelta | Finished
+@dataclass(frozen=True, slots=True)
+class StartsOver:
+    """The rolling buffer no longer holds what the prompt begins with: all of it is read again."""
+
+
+Event = StartsOver | TextDelta | Finished
 
 
 def sampling_of(settings: Settings) -> quant.Sampling:
@@ -118,7 +125,9 @@ class ChatEngine:
         template: ChatTemplate,
         open_session: Callable[[], quant.Session],
         name: str,
+        prefill: str = "exact",
     ) -> None:
+        self._prefill = prefill
         self.model = model
         self.tokenizer = tokenizer
         self.template = template
@@ -166,7 +175,7 @@ class ChatEngine:
                     threads=settings.threads,
                 )
 
-            engine = cls(model, tokenizer, template, open_session, settings.model)
+            engine = cls(model, tokenizer, template, open_session, settings.model, settings.prefill)
             kernels.result()
         if not engine.session.is_compiled:
             progress("Compiling the kernels, once on this computer", 0, 1)
@@ -180,8 +189,12 @@ class ChatEngine:
         max_tokens: int | None = None,
         cancel: Callable[[], bool] | None = None,
         progress: Callable[[PrefillProgress], None] | None = None,
+        stop_loops: bool = True,
     ) -> Iterator[Event]:
         """Answer a conversation: TextDelta events, then one Finished.
+
+        Where the last message is the model's own, it goes on with it; the events and the text are
+        then what it adds. With ``stop_loops`` an answer that repeats itself is ended.
 
         ``cancel`` is asked between tokens and between pieces of the prompt; a cancelled answer
         keeps what was written. Raises UsageError for a conversation that cannot be answered and
@@ -191,8 +204,12 @@ class ChatEngine:
                 if isinstance(event, TextDelta):
                     print(event.text, end="", flush=True)
         """
-        ids = self.template.encode(messages)
+        ids = self._encode(messages)
+        goes_on = bool(messages) and messages[-1].role is Role.ASSISTANT
+        before = self.session
         cached = self._rewind(ids)
+        if self.session is not before:
+            yield StartsOver()
 
         def report(done: int, total: int) -> None:
             if progress is not None:
@@ -207,7 +224,9 @@ class ChatEngine:
             max_tokens=max_tokens,
             progress=report,
         )
-        drop_space = self.tokenizer.space_prefix != "never"
+        drop_space = self.tokenizer.space_prefix != "never" and not goes_on
+        loops = LoopDetector() if stop_loops else None
+        in_loop = False
         detokenizer = Detokenizer(self._token_bytes, drop_space)
         pieces: list[str] = []
         count = 0
@@ -217,6 +236,9 @@ class ChatEngine:
             if piece:
                 pieces.append(piece)
                 yield TextDelta(piece)
+            if loops is not None and loops.feed(token):
+                in_loop = True
+                break
         tail = detokenizer.flush()
         if tail:
             pieces.append(tail)
@@ -224,7 +246,7 @@ class ChatEngine:
         timings = generation.timings
         yield Finished(
             text="".join(pieces),
-            finish_reason=generation.finish_reason or "cancelled",
+            finish_reason="loop" if in_loop else generation.finish_reason or "cancelled",
             usage=Usage(len(ids), cached, count),
             timings=Timings(
                 timings.prompt_tokens,
@@ -234,6 +256,41 @@ class ChatEngine:
             ),
             seed=generation.seed,
         )
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """How many tokens a conversation is; raises UsageError as the template does."""
+        return len(self._encode(messages))
+
+    @property
+    def identity(self) -> str:
+        """All that keys and values depend on but the ids; names what a cache's file belongs to."""
+        session = self.session
+        return f"{self.model.digest} {session.cache.kind} {self._prefill} {self.template.name}"
+
+    def save_cache(self, path: Path) -> int:
+        """Write what was read to a file; the bytes it takes. Raises OSError."""
+        return self.session.save(path, self.identity)
+
+    def restore_cache(self, path: Path) -> None:
+        """Take up what an earlier process had read.
+
+        Raises CacheError for a file that is damaged or belongs to another model.
+        """
+        self.session.restore(path, self.identity)
+
+    def _encode(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of a conversation; of an answer to go on with, the ids that were read of it."""
+        if not messages or messages[-1].role is not Role.ASSISTANT:
+            return self.template.encode(messages)
+        ids, text = self.template.encode(messages[:-1]), messages[-1].text
+        there = self.session.ids
+        if there[: len(ids)] == ids:
+            written = b"".join(map(self._token_bytes, there[len(ids) :])).decode("utf-8", "replace")
+            rest = text.removeprefix(written.removeprefix(" "))
+            # The last token of an answer may not have been read yet.
+            if written and len(rest) < len(text):
+                return there + (self.tokenizer.encode(rest, first=False) if rest else [])
+        return ids + self.tokenizer.encode(text)
 
     def _token_bytes(self, token: int) -> bytes:
         """The bytes of a token; none for the rows by which an embedding is padded."""
@@ -253,6 +310,11 @@ class ChatEngine:
             self.session = self._open_session()
             return 0
         return kept
+
+
+def needs_foreground(settings: Settings, paths: Paths) -> bool:
+    """Whether opening will fetch a model or compile, which should be seen and can be stopped."""
+    return not (is_here(settings.model, paths) and quant.kernels_compiled(settings.kv))
 
 
 def _load_kernels(kv: str) -> None:

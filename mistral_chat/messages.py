@@ -8,6 +8,9 @@ from enum import StrEnum
 
 from mistral_chat.errors import UsageError
 
+# C0 and C1 controls but newline and tab: a model must not steer the terminal it is read in.
+CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (0x09, 0x0A)}
+
 
 class Role(StrEnum):
     """Who speaks; the values are the words that chat templates use."""

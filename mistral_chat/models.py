@@ -108,6 +108,11 @@ def installed(name: str, paths: Paths) -> Path | None:
     return model_in(folder)
 
 
+def is_here(name: str, paths: Paths) -> bool:
+    """Whether that model can be opened without fetching anything."""
+    return installed(name, paths) is not None or Path(name).expanduser().exists()
+
+
 def list_models(paths: Paths) -> list[ModelEntry]:
     """The installed models and those that have a short name, by name."""
     entries: dict[str, ModelEntry] = {}

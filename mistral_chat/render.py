@@ -8,19 +8,28 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from mistral_chat.chat import Part
 from mistral_chat.engine import Finished, PrefillProgress
+from mistral_chat.messages import CONTROLS
 
 MILESTONE_SECONDS = 30
 
-# C0 and C1 controls but newline and tab: a model must not steer the terminal it is read in.
-_CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (0x09, 0x0A)}
+
+class Writer(Protocol):
+    """Takes an answer as it comes."""
+
+    def write(self, text: str) -> None:
+        """Take the next piece."""
+
+    def end(self) -> None:
+        """The answer is complete."""
 
 
 class AnswerWriter:
@@ -34,7 +43,7 @@ class AnswerWriter:
     def write(self, text: str) -> None:
         """Write a piece. Newlines at its end wait until it is known that more text follows."""
         if self._terminal:
-            text = text.translate(_CONTROLS)
+            text = text.translate(CONTROLS)
         text = self._held + text
         body = text.rstrip("\n")
         self._held = text[len(body) :]
@@ -47,6 +56,16 @@ class AnswerWriter:
         self._held = ""
         self._stream.write("\n")
         self._stream.flush()
+
+
+def answer_writer(stream: TextIO, plain: bool, theme: str) -> Writer:
+    """Markdown where ``stream`` is a terminal that can move its cursor, else the text as it is."""
+    moving = stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    if plain or not moving:
+        return AnswerWriter(stream)
+    from mistral_chat.markdown import MarkdownWriter  # takes long to import
+
+    return MarkdownWriter(stream, theme)
 
 
 class Milestones:
@@ -160,6 +179,29 @@ class Notes:
             yield draw, bar.stop
         finally:
             bar.stop()
+
+
+def context_bar(parts: Sequence[Part], width: int = 40) -> str:
+    """What fills the context, as a bar and a line for each part.
+
+    >>> print(context_bar([Part("turns", 75), Part("free", 25)], width=8))
+    [######..]
+    turns      75 tokens  75 %
+    free       25 tokens  25 %
+    """
+    total = sum(part.tokens for part in parts)
+    free = parts[-1].tokens
+    # Rounded up, so that what is there shows.
+    used = -(-(total - free) * width // total)
+    longest = max(len(part.name) for part in parts)
+    lines = ["[" + "#" * used + "." * (width - used) + "]"]
+    lines += [
+        f"{part.name:<{longest}}  {part.tokens:>6} tokens  {part.tokens / total:.0%}".replace(
+            "%", " %"
+        )
+        for part in parts
+    ]
+    return "\n".join(lines)
 
 
 def timing_line(finished: Finished) -> str:

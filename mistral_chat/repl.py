@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import base64
 import os
-import sys
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TextIO
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+from prompt_toolkit.document import Document
+from prompt_toolkit.enums import EditingMode
 from prompt_toolkit.formatted_text import AnyFormattedText
-from prompt_toolkit.history import FileHistory
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.input import Input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import Output
 
-from mistral_chat.commands import Chat, run
-from mistral_chat.engine import Finished, TextDelta, sampling_of, stopped_by_interrupt
-from mistral_chat.errors import sentence
-from mistral_chat.messages import Message, Role
-from mistral_chat.render import AnswerWriter, Notes
+from mistral_chat.chat import Chat, Engine
+from mistral_chat.commands import Outcome, Room, completions, run
+from mistral_chat.engine import Event, Finished, StartsOver, TextDelta, stopped_by_interrupt
+from mistral_chat.errors import UsageError, sentence
+from mistral_chat.inputs import decode_typed
+from mistral_chat.render import Notes, answer_writer
+from mistral_chat.settings import Paths
+from mistral_chat.template_view import TemplateView
 from quant.errors import QuantError
 
 BLOCK = '"""'
+LONGEST_SHOWN = 20_000
+"""Characters of a paste that are put into the line; a longer one stands there as a short mark."""
 
 
 def is_open_block(text: str) -> bool:
@@ -48,8 +62,30 @@ def unwrap_block(text: str) -> str:
     return text
 
 
-def key_bindings() -> KeyBindings:
-    """Enter sends unless a block is open; Ctrl-J and Alt-Enter begin a new line."""
+class Pastes:
+    """Long pastes, which the line holds as marks: an editor of lines is no place for megabytes."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, str] = {}
+
+    def mark(self, text: str) -> str:
+        """What to put into the line for a paste."""
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+        if len(text) <= LONGEST_SHOWN:
+            return text
+        mark = f"[paste {len(self._texts) + 1}: {len(text)} characters]"
+        self._texts[mark] = text
+        return mark
+
+    def expand(self, line: str) -> str:
+        """The line with its pastes in place of their marks."""
+        for mark, text in self._texts.items():
+            line = line.replace(mark, text)
+        return line
+
+
+def key_bindings(pastes: Pastes) -> KeyBindings:
+    """Enter sends unless a block is open; Ctrl-J and Alt-Enter begin a new line; Ctrl-G edits."""
     bindings = KeyBindings()
 
     @bindings.add("enter")
@@ -65,6 +101,14 @@ def key_bindings() -> KeyBindings:
     def new_line(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
+    @bindings.add("c-g")
+    def edit(event: KeyPressEvent) -> None:
+        event.current_buffer.open_in_editor()
+
+    @bindings.add(Keys.BracketedPaste)
+    def paste(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text(pastes.mark(event.data))
+
     return bindings
 
 
@@ -76,104 +120,285 @@ def open_history(path: Path) -> FileHistory:
     return FileHistory(str(path))
 
 
-def prompt_session(
-    history: Path, source: Input | None = None, sink: Output | None = None
-) -> PromptSession[str]:
-    """The line editor of the prompt; ``source`` and ``sink`` are the terminal unless given."""
-    return PromptSession(
-        history=open_history(history),
-        multiline=True,
-        key_bindings=key_bindings(),
-        prompt_continuation=_continuation,
-        input=source,
-        output=sink,
-    )
+class CommandCompleter(Completer):
+    """Completes slash commands and what follows them."""
+
+    def __init__(self, room: Callable[[], Room | None]) -> None:
+        self._room = room
+
+    def get_completions(
+        self, document: Document, _complete_event: CompleteEvent
+    ) -> Iterable[Completion]:
+        """Whole lines that begin as the line does."""
+        line = document.text_before_cursor
+        room = self._room()
+        if room is None or "\n" in line:
+            return
+        for whole in completions(room, line):
+            yield Completion(whole, start_position=-len(line), display=whole.split(" ")[-1])
+
+
+def edit_text(text: str, folder: Path) -> str:
+    """``text`` as the person's editor leaves it. Raises UsageError where the editor fails."""
+    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(suffix=".md", dir=folder)  # for its owner only
+    path = Path(name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        try:
+            code = subprocess.run([*shlex.split(editor), name], check=False).returncode
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"The editor {editor!r} cannot be started; set EDITOR to one that can."
+            ) from error
+        if code != 0:
+            raise UsageError(f"The editor {editor!r} ended with code {code}; nothing was changed.")
+        return path.read_text(encoding="utf-8", errors="replace").rstrip("\n")
+    finally:
+        path.unlink(missing_ok=True)
+
+
+class Repl:
+    """The loop over one chat, whose engine may still be loading when it begins."""
+
+    def __init__(
+        self,
+        open_chat: Future[Chat],
+        switch_engine: Callable[[str], Engine],
+        paths: Paths,
+        notes: Notes,
+        stdout: TextIO,
+        name: str,
+    ) -> None:
+        self._open_chat = open_chat
+        self._switch_engine = switch_engine
+        self._paths = paths
+        self._notes = notes
+        self._stdout = stdout
+        self._name = name
+        self._room: Room | None = None
+        self._pastes = Pastes()
+        self._draft = ""
+
+    def run(
+        self,
+        history: History,
+        vi: bool = False,
+        source: Input | None = None,
+        sink: Output | None = None,
+    ) -> None:
+        """Read and answer until Ctrl-D or /bye. An error ends a turn, never the loop.
+
+        Raises what loading the model raises.
+        """
+        editor: PromptSession[str] = PromptSession(
+            history=history,
+            multiline=True,
+            key_bindings=key_bindings(self._pastes),
+            prompt_continuation=_continuation,
+            completer=CommandCompleter(self._present),
+            complete_while_typing=False,
+            bottom_toolbar=self._toolbar,
+            editing_mode=EditingMode.VI if vi else EditingMode.EMACS,
+            tempfile_suffix=".md",
+            input=source,
+            output=sink,
+        )
+
+        def loaded(future: Future[Chat]) -> None:
+            # Runs in the thread that loads.
+            application = editor.app
+            if application.loop is None or not application.is_running:
+                return
+            error = future.exception()
+            if error is None:
+                application.loop.call_soon_threadsafe(application.invalidate)
+            else:
+                application.loop.call_soon_threadsafe(lambda: _fail(error))
+
+        def _fail(error: BaseException) -> None:
+            if editor.app.is_running and not editor.app.is_done:
+                editor.app.exit(exception=error)
+
+        self._notes.say(f"{self._name}. /help lists the commands, Ctrl-D leaves.")
+        watched = False
+        while True:
+            draft, self._draft = self._draft, ""
+
+            def watch() -> None:
+                nonlocal watched
+                if not watched:
+                    watched = True
+                    self._open_chat.add_done_callback(loaded)
+
+            try:
+                line = editor.prompt("> ", default=draft, pre_run=watch)
+            except KeyboardInterrupt:
+                continue
+            except EOFError:
+                break
+            try:
+                if not self._handle(line):
+                    break
+            except QuantError as error:
+                if self._room is None:
+                    raise
+                self._notes.warn(sentence(error))
+            except OSError as error:
+                self._notes.warn(sentence(error))
+            except KeyboardInterrupt:
+                # Pressed just before or after an answer, where there is nothing to stop.
+                continue
+        self._leave()
+
+    def _present(self) -> Room | None:
+        """The room, once the model is there; raises nothing."""
+        if self._room is None and self._open_chat.done() and self._open_chat.exception() is None:
+            self._enter(self._open_chat.result())
+        return self._room
+
+    def _enter(self, chat: Chat) -> Room:
+        self._room = Room(chat, self._paths, self._switch_model)
+        return self._room
+
+    def _tell_notice(self, chat: Chat) -> None:
+        if chat.notice is not None:
+            self._notes.say(chat.notice)
+            chat.notice = None
+
+    def _ready(self) -> Room:
+        """The room, waiting for the model where it is still loading."""
+        room = self._present()
+        if room is not None:
+            self._tell_notice(room.chat)
+            return room
+        with self._notes.progress() as progress:
+            progress("Loading the model", 0, 1)
+            return self._enter(self._open_chat.result())
+
+    def _switch_model(self, name: str) -> None:
+        self._ready().chat.engine = self._switch_engine(name)
+
+    def _toolbar(self) -> AnyFormattedText:
+        room = self._present()
+        if room is None:
+            return f" {self._name}  loading ..."
+        chat = room.chat
+        session = chat.engine.session
+        words = [chat.engine.name, f"context {session.position} of {session.max_context}"]
+        if chat.last is not None and chat.last.timings.decode_seconds > 0:
+            timings = chat.last.timings
+            words.append(f"{timings.decode_tokens / timings.decode_seconds:.0f} tokens/s")
+        words.append("private" if chat.store is None else chat.store.name)
+        return " " + "  ".join(words)
+
+    def _handle(self, line: str) -> bool:
+        """Do what a line asks for; False where it ends the loop."""
+        line = decode_typed(line)
+        text = self._pastes.expand(unwrap_block(line))
+        if not text.strip():
+            return True
+        # What is written in a block is always a message.
+        if unwrap_block(line) != line or not line.startswith("/"):
+            self._ask(text, line)
+        elif line.startswith("//"):
+            self._ask(text[1:], line)
+        else:
+            return self._carry_out(run(self._ready(), text))
+        return True
+
+    def _carry_out(self, outcome: Outcome) -> bool:
+        room = self._ready()
+        chat = room.chat
+        if outcome.copy is not None:
+            self._copy(outcome.copy)
+        if outcome.prompt:
+            if not chat.turns:
+                raise UsageError("Nothing was asked yet.")
+            told = chat.messages()[:-1]  # a prompt ends in a question
+            TemplateView.of(chat.engine.tokenizer, chat.engine.template, told).print(self._stdout)
+        if outcome.text:
+            self._stdout.write(outcome.text + "\n")
+            self._stdout.flush()
+        if outcome.edit is not None:
+            edited = edit_text(outcome.edit, self._paths.state)
+            if edited.strip() and edited != outcome.edit:
+                outcome = Outcome(ask=edited)
+            else:
+                self._notes.say("The question is as it was.")
+        if outcome.ask is not None:
+            self._ask(outcome.ask, "", again=True)
+        if outcome.go_on:
+            with stopped_by_interrupt() as cancel, self._notes.prefill() as (draw, hide):
+                self._show(chat, chat.go_on(cancel, draw), hide)
+        return not outcome.leave
+
+    def _copy(self, text: str) -> None:
+        """Put a text into the clipboard by the terminal's own sequence (OSC 52)."""
+        if not self._stdout.isatty():
+            raise UsageError("The clipboard belongs to a terminal, and this is none.")
+        packed = base64.b64encode(text.encode("utf-8")).decode("ascii")
+        self._stdout.write(f"\x1b]52;c;{packed}\x07")
+
+    def _ask(self, question: str, line: str, again: bool = False) -> None:
+        """Answer a question as it streams; what was typed comes back where that fails."""
+        chat = self._ready().chat
+        try:
+            with stopped_by_interrupt() as cancel, self._notes.prefill() as (draw, hide):
+                whole = question if again else chat.composed(question)
+                self._show(chat, chat.ask(whole, cancel, draw, self._notes.warn, again), hide)
+        except QuantError:
+            self._draft = line
+            raise
+        if not again:
+            chat.attached.clear()
+
+    def _show(self, chat: Chat, events: Iterator[Event], hide: Callable[[], None]) -> None:
+        writer = answer_writer(self._stdout, chat.settings.plain, chat.settings.theme)
+        finished: Finished | None = None
+        for event in events:
+            if isinstance(event, StartsOver):
+                self._notes.say("The window has moved on past this place; the talk is read anew.")
+                continue
+            hide()
+            if isinstance(event, TextDelta):
+                writer.write(event.text)
+            else:
+                finished = event
+        if finished is None or not finished.text:
+            self._notes.say("Nothing was written; the conversation is as it was before.")
+            return
+        writer.end()
+        if finished.finish_reason == "loop":
+            self._notes.warn("The answer began to repeat itself and was stopped; /retry asks anew.")
+        elif finished.truncated:
+            self._notes.say(f"The answer was cut ({finished.finish_reason}); /continue goes on.")
+
+    def _leave(self) -> None:
+        """Keep what was read for the next start."""
+        if self._room is None:
+            # Nothing was asked; the model may still be loading.
+            self._open_chat.cancel()
+            return
+        chat = self._room.chat
+        try:
+            size = chat.save_cache()
+        except (OSError, QuantError) as error:
+            self._notes.warn(f"What was read could not be kept: {sentence(error)}")
+            return
+        if chat.store is not None and chat.turns:
+            kept = f", with {size / 1e6:.0f} MB of cache" if size else ""
+            self._notes.say(
+                f"Kept as {chat.store.name}{kept}; mistral-chat --continue goes on with it."
+            )
 
 
 def _continuation(width: int, _line_number: int, _wraps: int) -> AnyFormattedText:
     return "." * (width - 1) + " "
 
 
-class Repl:
-    """The loop over one chat."""
-
-    def __init__(
-        self, chat: Chat, editor: PromptSession[str], notes: Notes, stdout: TextIO
-    ) -> None:
-        self._chat = chat
-        self._editor = editor
-        self._notes = notes
-        self._stdout = stdout
-
-    def run(self) -> None:
-        """Read and answer until Ctrl-D or /bye. An error ends a turn, never the loop."""
-        self._notes.say(f"{self._chat.engine.name}. /help lists the commands, Ctrl-D leaves.")
-        while True:
-            try:
-                line = self._editor.prompt("> ")
-            except KeyboardInterrupt:
-                continue
-            except EOFError:
-                return
-            try:
-                if not self._handle(line):
-                    return
-            except QuantError as error:
-                self._notes.warn(sentence(error))
-            except KeyboardInterrupt:
-                # Pressed just before or after an answer, where there is nothing to stop.
-                continue
-
-    def _handle(self, line: str) -> bool:
-        """Do what a line asks for; False where it ends the loop."""
-        # Bytes that are not UTF-8 arrive as lone surrogates, which no tokenizer takes.
-        line = line.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        text = unwrap_block(line)
-        if not text.strip():
-            return True
-        # What is written in a block is always a message.
-        if text != line or not text.startswith("/"):
-            self._ask(text)
-        elif text.startswith("//"):
-            self._ask(text[1:])
-        else:
-            before = list(self._chat.turns)
-            outcome = run(self._chat, text)
-            if outcome.text:
-                self._stdout.write(outcome.text + "\n")
-                self._stdout.flush()
-            if outcome.ask is not None and not self._ask(outcome.ask):
-                self._chat.turns = before
-            return not outcome.leave
-        return True
-
-    def _ask(self, question: str) -> bool:
-        """Answer a question as it streams, and keep both; False where nothing was written."""
-        chat = self._chat
-        asked = Message(Role.USER, question)
-        writer = AnswerWriter(self._stdout)
-        finished: Finished | None = None
-        sampling = sampling_of(chat.settings)
-        with stopped_by_interrupt() as cancel, self._notes.prefill() as (draw, hide):
-            for event in chat.engine.reply(
-                [*chat.messages(), asked], sampling, chat.settings.max_tokens, cancel, draw
-            ):
-                hide()
-                if isinstance(event, TextDelta):
-                    writer.write(event.text)
-                else:
-                    finished = event
-        writer.end()
-        if finished is None or not finished.text:
-            self._notes.say("Nothing was written; the conversation is as it was before.")
-            return False
-        chat.turns += [asked, Message(Role.ASSISTANT, finished.text)]
-        chat.last = finished
-        if finished.truncated:
-            self._notes.say(f"The answer was cut ({finished.finish_reason}).")
-        return True
-
-
-def open_repl(chat: Chat, history: Path, notes: Notes) -> None:
-    """Run the loop on the terminal."""
-    Repl(chat, prompt_session(history), notes, sys.stdout).run()
+def open_repl(repl: Repl, history: Path | None, vi: bool) -> None:
+    """Run the loop on the terminal; without a path nothing typed is kept."""
+    repl.run(InMemoryHistory() if history is None else open_history(history), vi)

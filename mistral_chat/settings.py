@@ -22,23 +22,35 @@ APPLICATION = "mistral-chat"
 HOME_VARIABLE = "MISTRAL_CHAT_HOME"
 
 
+_WORDS = {"on": True, "true": True, "yes": True, "1": True} | dict.fromkeys(
+    ("off", "false", "no", "0"), False
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One row of the table: ``kind`` is str, int or float; bounds are inclusive."""
+    """One row of the table: ``kind`` is str, int, float or bool; bounds are inclusive.
+
+    ``live`` says that it may change between two answers; the others need a new start.
+    """
 
     name: str
     kind: type
     default: Any
     help: str
-    environment: str | None = None
     choices: tuple[str, ...] = ()
     minimum: float | None = None
-    sampling: bool = False
+    live: bool = False
 
     @property
     def flag(self) -> str:
         """The command-line flag, such as ``--top-p``."""
         return "--" + self.name.replace("_", "-")
+
+    @property
+    def environment(self) -> str:
+        """The environment variable, such as ``MISTRAL_CHAT_TOP_P``."""
+        return "MISTRAL_CHAT_" + self.name.upper()
 
     def check(self, value: object, place: str) -> Any:
         """``value`` as this setting's type.
@@ -48,8 +60,8 @@ class Setting:
         if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if type(value) is not self.kind:
-            wanted = {str: "text", int: "a whole number", float: "a number"}[self.kind]
-            raise UsageError(f"{place}: {self.name} must be {wanted}, not {value!r}.")
+            wanted = {str: "text", int: "a whole number", float: "a number", bool: "on or off"}
+            raise UsageError(f"{place}: {self.name} must be {wanted[self.kind]}, not {value!r}.")
         if self.choices and value not in self.choices:
             raise UsageError(
                 f"{place}: {self.name} must be {' or '.join(self.choices)}, not {value!r}."
@@ -62,7 +74,9 @@ class Setting:
     def parse(self, text: str, place: str) -> Any:
         """``text``, as typed by a person, as this setting's type; raises UsageError."""
         value: object = text
-        if self.kind is not str:
+        if self.kind is bool:
+            value = _WORDS.get(text.lower(), text)
+        elif self.kind is not str:
             try:
                 value = self.kind(text)
             except ValueError:
@@ -82,51 +96,48 @@ class Settings:
     'smollm2'
     """
 
-    model: str = _row(
-        str, "smollm2", "Name of a model, or path of one.", environment="MISTRAL_CHAT_MODEL"
-    )
+    model: str = _row(str, "smollm2", "Name of a model, or path of one.")
     context: int = _row(
         int,
         4096,
         "Tokens the context holds, at most; the model may have been made for fewer.",
-        environment="MISTRAL_CHAT_CONTEXT",
         minimum=1,
     )
     threads: int | None = _row(
-        int,
-        None,
-        "Processor threads (default: one for each core).",
-        environment="MISTRAL_CHAT_THREADS",
-        minimum=1,
+        int, None, "Processor threads (default: one for each core).", minimum=1
     )
     temperature: float = _row(
-        float, 0.7, "Randomness; 0 always takes the likeliest token.", minimum=0, sampling=True
+        float, 0.7, "Randomness; 0 always takes the likeliest token.", minimum=0, live=True
     )
     top_k: int = _row(
-        int, 0, "Choose among this many likeliest tokens; 0 for all.", minimum=0, sampling=True
+        int, 0, "Choose among this many likeliest tokens; 0 for all.", minimum=0, live=True
     )
     top_p: float = _row(
-        float, 1.0, "Choose among the likeliest tokens of this total.", minimum=0, sampling=True
+        float, 1.0, "Choose among the likeliest tokens of this total.", minimum=0, live=True
     )
     min_p: float = _row(
-        float, 0.05, "Drop tokens below this share of the likeliest.", minimum=0, sampling=True
+        float, 0.05, "Drop tokens below this share of the likeliest.", minimum=0, live=True
     )
     repetition_penalty: float = _row(
-        float, 1.0, "Above 1, words already used become less likely.", minimum=0, sampling=True
+        float, 1.0, "Above 1, words already used become less likely.", minimum=0, live=True
     )
     seed: int | None = _row(
-        int,
-        None,
-        "Seed of the randomness (default: a new one each time).",
-        minimum=0,
-        sampling=True,
+        int, None, "Seed of the randomness (default: a new one each time).", minimum=0, live=True
     )
     max_tokens: int | None = _row(
-        int,
-        None,
-        "Tokens an answer may have (default: what the context holds).",
-        minimum=1,
-        sampling=True,
+        int, None, "Tokens an answer may have (default: what the context holds).", minimum=1,
+        live=True,
+    )  # fmt: skip
+    loop_detector: bool = _row(
+        bool, True, "Stop an answer that repeats itself without end.", live=True
+    )
+    on_full: str = _row(
+        str,
+        "slide",
+        "What to do where a talk no longer fits: stop and say so, let the oldest turns slide out, "
+        "or put a summary in their place.",
+        choices=("stop", "slide", "summarize"),
+        live=True,
     )
     system: str | None = _row(str, None, "System prompt (default: the model's own).")
     system_position: str | None = _row(
@@ -142,6 +153,18 @@ class Settings:
     prefill: str = _row(
         str, "exact", "How the prompt is read; fast rounds more.", choices=("exact", "fast")
     )
+    private: bool = _row(bool, False, "Keep nothing of this talk on the disk.")
+    cache: bool = _row(
+        bool, True, "Keep what was read of a session, so that resuming it costs no prefill."
+    )
+    plain: bool = _row(
+        bool, False, "Print answers as they are, without colours or moving the cursor.", live=True
+    )
+    theme: str = _row(
+        str, "auto", "Colours of code, for a dark or a light terminal.",
+        choices=("auto", "dark", "light"), live=True,
+    )  # fmt: skip
+    vi: bool = _row(bool, False, "Edit the line with the keys of vi.")
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def source(self, name: str) -> str:
@@ -169,9 +192,14 @@ def setting(name: str) -> Setting:
     return rows[name]
 
 
-def sampling_settings() -> tuple[Setting, ...]:
+def all_settings() -> tuple[Setting, ...]:
+    """All rows, in the order of the table."""
+    return tuple(_rows().values())
+
+
+def live_settings() -> tuple[Setting, ...]:
     """The rows that may change between two answers, in the order of the table."""
-    return tuple(row for row in _rows().values() if row.sampling)
+    return tuple(row for row in _rows().values() if row.live)
 
 
 def nearest(name: str, names: Mapping[str, object]) -> str:
@@ -219,6 +247,11 @@ class Paths:
         return self.data / "models"
 
     @property
+    def sessions(self) -> Path:
+        """One file for each talk that was kept."""
+        return self.state / "sessions"
+
+    @property
     def history_file(self) -> Path:
         """What was typed at the prompt."""
         return self.state / "history"
@@ -252,7 +285,7 @@ def resolve(flags: Mapping[str, object], environ: Mapping[str, str], paths: Path
         values[name] = rows[name].check(value, place)
         sources[name] = place
     for name, row in rows.items():
-        if row.environment and environ.get(row.environment):
+        if environ.get(row.environment):
             values[name] = row.parse(environ[row.environment], row.environment)
             sources[name] = row.environment
         if flags.get(name) is not None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from .backend import Program, new_program
 from .cache import RollingCache
+from .cache_file import read_cache, write_cache
 from .config import ModelConfig
 from .errors import ConfigError, ContextFullError, InputError
 from .qtensor import Floats
@@ -197,6 +199,18 @@ class Session:
         """
         self.cache.trim(position)
         del self.ids[position:]
+
+    def save(self, path: Path, identity: str) -> int:
+        """Write what was read to a file; the bytes it takes. See :mod:`quant.cache_file`."""
+        return write_cache(path, self.cache, self.ids, identity)
+
+    def restore(self, path: Path, identity: str) -> None:
+        """Take up what :meth:`save` wrote; the session is empty before, and after an error.
+
+        Raises :class:`~quant.errors.CacheError` for a file that is damaged or of something else.
+        """
+        self.trim(0)
+        self.ids = read_cache(path, self.cache, identity)
 
     def _checked(self, ids: Sequence[int]) -> npt.NDArray[np.int64]:
         array = np.asarray(ids, np.int64)

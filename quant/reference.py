@@ -233,7 +233,7 @@ class ReferenceProgram:
             query = q[:n, : heads * size].reshape(n, heads, size)
             first, count = run.rows(head)
             result = attend(query, run.position, ring, window, chunk)[first : first + count]
-            output[:count, : heads * size] = result.reshape(count, -1)
+            output[:count, : heads * size] = result.reshape(count, heads * size)
 
         self._steps.append(step)
 

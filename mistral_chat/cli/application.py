@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 from mistral_chat import __version__
 from mistral_chat.errors import ClosedPipeError
-from mistral_chat.settings import setting
+from mistral_chat.settings import all_settings, setting
 
 PROGRAM = "mistral-chat"
 DEFAULT_COMMAND = "chat"
@@ -44,10 +47,44 @@ def option(name: str, *more: str) -> Any:
     if row.choices:
         words.append(f"One of: {', '.join(row.choices)}.")
     if row.default is not None:
-        words.append(f"[default: {row.default}]")
-    if row.environment:
-        words.append(f"[env: {row.environment}]")
-    return typer.Option(row.flag, *more, help=" ".join(words), show_default=False)
+        default = ("on" if row.default else "off") if row.kind is bool else row.default
+        words.append(f"[default: {default}]")
+    words.append(f"[env: {row.environment}]")
+    flag = f"{row.flag}/--no-{row.flag[2:]}" if row.kind is bool else row.flag
+    return typer.Option(flag, *more, help=" ".join(words), show_default=False)
+
+
+SHORT_FLAGS = {"model": "-m", "system": "-s", "temperature": "-t", "max_tokens": "-n"}
+
+
+def with_settings(command: Callable[..., int]) -> Callable[..., int]:
+    """``command`` with an option for each setting; it gets their values as ``flags``, a dict."""
+    signature = inspect.signature(command, eval_str=True)
+    rows = all_settings()
+    options = [
+        inspect.Parameter(
+            row.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                row.kind | None, option(row.name, *filter(None, [SHORT_FLAGS.get(row.name)]))
+            ],
+        )
+        for row in rows
+    ]
+    own = [each for name, each in signature.parameters.items() if name != "flags"]
+
+    @functools.wraps(command)
+    def run(**arguments: Any) -> int:
+        flags = {row.name: arguments.pop(row.name) for row in rows}
+        return command(**arguments, flags=flags)
+
+    # Typer reads both.
+    run.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*own, *options]
+    )
+    run.__annotations__ = {each.name: each.annotation for each in [*own, *options]}
+    return run
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mistral_chat.cli.application import DEFAULT_COMMAND, PROGRAM, app, option
+from mistral_chat.cli.application import DEFAULT_COMMAND, PROGRAM, app, with_settings
 from mistral_chat.errors import ExitCode, UsageError
-from mistral_chat.settings import Paths, resolve
+from mistral_chat.settings import Paths, Settings, resolve
+
+if TYPE_CHECKING:
+    from mistral_chat.render import Notes
+    from mistral_chat.sessions import SessionFile
 
 
 @app.command(DEFAULT_COMMAND)
+@with_settings
 def chat(
     prompt: Annotated[
         list[str] | None,
@@ -24,8 +31,18 @@ def chat(
         list[Path] | None,
         typer.Option("--file", "-f", help="Put a file before the question; may be repeated."),
     ] = None,
+    go_on: Annotated[
+        bool, typer.Option("--continue", "-c", help="Go on with the latest session.")
+    ] = False,
+    session: Annotated[
+        str | None,
+        typer.Option(help="Go on with the session of that name, or begin it.", show_default=False),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object instead of the text.")
+    ] = False,
+    as_jsonl: Annotated[
+        bool, typer.Option("--jsonl", help="Print a JSON object for each piece as it comes.")
     ] = False,
     no_stream: Annotated[
         bool, typer.Option("--no-stream", help="Print the answer when it is complete.")
@@ -36,44 +53,17 @@ def chat(
     force: Annotated[
         bool, typer.Option("--force", help="Load the model even if memory seems too short.")
     ] = False,
-    model: Annotated[str | None, option("model", "-m")] = None,
-    system: Annotated[str | None, option("system", "-s")] = None,
-    system_position: Annotated[str | None, option("system_position")] = None,
-    context: Annotated[int | None, option("context")] = None,
-    threads: Annotated[int | None, option("threads")] = None,
-    temperature: Annotated[float | None, option("temperature", "-t")] = None,
-    top_k: Annotated[int | None, option("top_k")] = None,
-    top_p: Annotated[float | None, option("top_p")] = None,
-    min_p: Annotated[float | None, option("min_p")] = None,
-    repetition_penalty: Annotated[float | None, option("repetition_penalty")] = None,
-    seed: Annotated[int | None, option("seed")] = None,
-    max_tokens: Annotated[int | None, option("max_tokens", "-n")] = None,
-    kv: Annotated[str | None, option("kv")] = None,
-    prefill: Annotated[str | None, option("prefill")] = None,
+    *,
+    flags: dict[str, Any],
 ) -> int:
     """Answer a question, or talk where there is none. The word 'chat' may be left out."""
-    flags = {
-        "model": model,
-        "system": system,
-        "system_position": system_position,
-        "context": context,
-        "threads": threads,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
-        "max_tokens": max_tokens,
-        "kv": kv,
-        "prefill": prefill,
-    }
     paths = Paths.from_environment(os.environ)
     settings = resolve(flags, os.environ, paths)
 
-    from mistral_chat.commands import Chat
+    from mistral_chat.chat import Chat
     from mistral_chat.engine import ChatEngine, sampling_of
-    from mistral_chat.oneshot import Form, answer, gather, standard_input
+    from mistral_chat.inputs import gather, standard_input
+    from mistral_chat.oneshot import Form, answer
     from mistral_chat.render import Notes
 
     # Made to be checked: a value out of range is told before anything is fetched or loaded.
@@ -81,21 +71,105 @@ def chat(
     notes = Notes(quiet)
     words, files = prompt or [], file or []
     stdin = standard_input(words, files)
-
-    def open_engine() -> ChatEngine:
-        with notes.progress() as progress:
-            return ChatEngine.open(settings, paths, progress, force)
-
     if words or files or stdin is not None:
         text = gather(words, files, stdin)
-        form = Form(json=as_json, stream=not no_stream)
-        return answer(text, settings, open_engine, notes, form, sys.stdout)
-    if sys.stdin is None or not sys.stdout.isatty() or as_json:
+        form = Form(as_json, as_jsonl, not no_stream)
+        with closing(_store(settings, paths, go_on, session)) as store:
+            with notes.progress() as progress:
+                engine = ChatEngine.open(settings, paths, progress, force)
+            talk = Chat(engine, settings, store=store)
+            talk.restore_cache()
+            code = answer(talk, text, notes, form, sys.stdout)
+            talk.save_cache()
+        return code
+    if sys.stdin is None or not sys.stdout.isatty() or as_json or as_jsonl:
         raise UsageError(
             f'There is nothing to answer; write a question: {PROGRAM} "your question".'
         )
-
-    from mistral_chat.repl import open_repl
-
-    open_repl(Chat(open_engine(), settings), paths.history_file, notes)
+    with closing(_store(settings, paths, go_on, session) or _new_store(settings, paths)) as store:
+        _talk(settings, paths, notes, store, force)
     return ExitCode.DONE
+
+
+@contextmanager
+def closing(store: SessionFile | None) -> Iterator[SessionFile | None]:
+    """``store``, let go of at the end."""
+    try:
+        yield store
+    finally:
+        if store is not None:
+            store.close()
+
+
+def _store(
+    settings: Settings, paths: Paths, go_on: bool, session: str | None
+) -> SessionFile | None:
+    """The session that was asked for, if one was. Raises UsageError for what cannot be."""
+    from mistral_chat.sessions import SUFFIX, SessionFile, checked_name, list_sessions
+
+    if not go_on and session is None:
+        return None
+    if settings.private:
+        raise UsageError("A private talk is not kept, so there is no session to go on with.")
+    if session is not None:
+        if go_on:
+            raise UsageError("--continue and --session exclude each other; give one of them.")
+        return SessionFile.open(paths.sessions / (checked_name(session) + SUFFIX))
+    entries = list_sessions(paths.sessions)
+    if not entries:
+        raise UsageError("No session was kept yet; begin one without --continue.")
+    return SessionFile.open(entries[0].path)
+
+
+def _new_store(settings: Settings, paths: Paths) -> SessionFile | None:
+    from mistral_chat.sessions import SUFFIX, SessionFile, new_name
+
+    if settings.private:
+        return None
+    return SessionFile.open(paths.sessions / (new_name() + SUFFIX))
+
+
+def _unseen(_label: str, _done: int, _total: int) -> None:
+    """Progress that the toolbar's "loading" stands for."""
+
+
+def _talk(
+    settings: Settings, paths: Paths, notes: Notes, store: SessionFile | None, force: bool
+) -> None:
+    """The prompt, while the model loads behind it."""
+    import threading
+    from concurrent.futures import Future
+    from dataclasses import replace
+
+    from mistral_chat.chat import Chat
+    from mistral_chat.engine import ChatEngine, needs_foreground
+    from mistral_chat.repl import Repl, open_repl
+
+    def open_chat(progress: Any) -> Chat:
+        talk = Chat(ChatEngine.open(settings, paths, progress, force), settings, store=store)
+        talk.restore_cache()
+        return talk
+
+    def switch(name: str) -> ChatEngine:
+        with notes.progress() as progress:
+            changed = replace(settings, model=name)
+            return ChatEngine.open(changed, paths, progress, force)
+
+    future: Future[Chat] = Future()
+    if needs_foreground(settings, paths):
+        with notes.progress() as progress:
+            future.set_result(open_chat(progress))
+    else:
+
+        def load() -> None:
+            try:
+                future.set_result(open_chat(_unseen))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=load, name="load", daemon=True).start()
+    if store is not None and store.talk.turns:
+        notes.say(f"Going on with {store.name}, {len(store.talk.turns)} turns.")
+    history = None if settings.private else paths.history_file
+    repl = Repl(future, switch, paths, notes, sys.stdout, settings.model)
+    open_repl(repl, history, settings.vi)

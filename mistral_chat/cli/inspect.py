@@ -51,9 +51,9 @@ def template(
     settings = resolve({"model": model, "system_position": system_position}, os.environ, paths)
 
     from mistral_chat.engine import template_options
+    from mistral_chat.inputs import read_input
     from mistral_chat.messages import read_conversation
     from mistral_chat.models import locate, open_tokenizer
-    from mistral_chat.oneshot import read_input
     from mistral_chat.render import Notes
     from mistral_chat.template_view import TemplateView
     from mistral_chat.templates import template_for

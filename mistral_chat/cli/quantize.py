@@ -72,8 +72,8 @@ def quantize_weights(
 ) -> int:
     """Make a small model of a large one, in bounded memory; goes on where it was interrupted."""
     from mistral_chat.download import workspace
+    from mistral_chat.inputs import read_input
     from mistral_chat.models import locate
-    from mistral_chat.oneshot import read_input
     from mistral_chat.quantizing import Comparison, Order, Quantized, compare_methods
     from mistral_chat.quantizing import quantize_weights as carry_out
     from mistral_chat.render import Notes
@@ -134,8 +134,8 @@ def perplexity(
     quiet: Quiet = False,
 ) -> int:
     """Measure how well a model predicts a text, and how far it is from another."""
+    from mistral_chat.inputs import read_input
     from mistral_chat.models import locate
-    from mistral_chat.oneshot import read_input
     from mistral_chat.quantizing import measure_perplexity
     from mistral_chat.render import Notes
     from mistral_chat.texts import decode

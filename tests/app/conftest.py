@@ -94,7 +94,6 @@ def fake_environment(home: Path) -> Callable[..., Mapping[str, str]]:
             "PYTHONPATH": python_path,
             "FAKE_ANSWERS": json.dumps(answers),
             "TERM": "xterm-256color",
-            "PROMPT_TOOLKIT_NO_CPR": "1",
             **more,
         }
 

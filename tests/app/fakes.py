@@ -20,8 +20,10 @@ from mistral_chat.download import PinnedFile
 from mistral_chat.engine import Finished, PrefillProgress, TextDelta, Timings, Usage
 from mistral_chat.messages import Message
 from mistral_chat.models import EmbeddedModel
-from mistral_chat.tokenizers import Tokenizer
+from mistral_chat.templates import template_for
+from mistral_chat.tokenizers import Tokenizer, tokenizer_from_gguf
 from mistral_chat.tokenizers.huggingface import byte_alphabet
+from quant.errors import CacheError
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -129,13 +131,6 @@ class FakeModel:
     weight_bytes: int = 2_000_000
 
 
-@dataclass
-class FakeTemplate:
-    """The name of a template."""
-
-    name: str = "chatml"
-
-
 class FakeEngine:
     """Answers from a queue: a text, an error to raise, or ``...`` for one that never ends."""
 
@@ -144,11 +139,26 @@ class FakeEngine:
         self.asked: list[list[Message]] = []
         self.samplings: list[Any] = []
         self.opened = 0
+        self.restored = 0
         self.interrupt_after: int | None = None
         self.name = "fake"
         self.model = FakeModel()
         self.session = FakeSession()
-        self.template = FakeTemplate()
+        self.tokenizer = tokenizer_from_gguf(tiny_metadata())
+        self.template = template_for(self.tokenizer)
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """A token for each word."""
+        return sum(len(message.text.split()) for message in messages)
+
+    def save_cache(self, path: Path) -> int:
+        path.write_bytes(b"cache of " + self.name.encode())
+        return 3_000_000
+
+    def restore_cache(self, path: Path) -> None:
+        if path.read_bytes() != b"cache of " + self.name.encode():
+            raise CacheError("another model")
+        self.restored += 1
 
     def reply(
         self,
@@ -157,6 +167,7 @@ class FakeEngine:
         max_tokens: int | None = None,
         cancel: Callable[[], bool] | None = None,
         progress: Callable[[PrefillProgress], None] | None = None,
+        stop_loops: bool = True,
     ) -> Iterator[TextDelta | Finished]:
         self.asked.append(list(messages))
         self.samplings.append(sampling)
@@ -167,6 +178,7 @@ class FakeEngine:
             progress(PrefillProgress(1, 2))
             progress(PrefillProgress(2, 2))
         endless = answer is ... or answer == "..."
+        answer = "" if answer is ... else answer
         pieces: Iterator[str] = (
             itertools.cycle(["word "]) if endless else iter(answer.splitlines(keepends=True))
         )
@@ -185,6 +197,8 @@ class FakeEngine:
             yield TextDelta(piece)
             if endless:
                 time.sleep(0.02)
+        if reason == "stop" and answer.endswith("(loop)"):
+            reason = "loop"
         yield Finished(
             "".join(said), reason, Usage(3, 1, len(said)), Timings(2, 0.5, len(said), 1.0), 7
         )

@@ -13,8 +13,8 @@ QUANT = """
 errors config qtensor jit simd tiles kernels.threads kernels.matmul kernels.pointwise
 kernels.attention kernels.program kernels.probes kernels.quantize
 quantizers.grids quantizers.rounding quantizers.gptq quantizers.recipe quantizers.rotation
-quantizers weights cache scratch reference cpu backend calibration model divergence sampling
-generation
+quantizers weights cache cache_file scratch reference cpu backend calibration model divergence
+sampling generation
 checkpoints.names checkpoints.checkpoint checkpoints.tensors checkpoints.blocks checkpoints.gguf
 checkpoints.folders checkpoints.pickles checkpoints.conversion checkpoints.dequantized
 checkpoints.rotated checkpoints.native checkpoints.comparison checkpoints bench
@@ -24,8 +24,10 @@ CHAT = """
 errors settings messages tokenizers.detokenizer tokenizers.config tokenizers.sentencepiece
 tokenizers.tekken tokenizers.huggingface tokenizers templates.parts templates.mistral
 templates.chatml templates.jinja templates download hub models families info texts planning
-quantizing pulling engine render bench warmup commands repl oneshot template_view
-cli.application cli.chat cli.inspect cli.measure cli.models cli.quantize cli __main__
+quantizing pulling inputs loops engine sessions chat markdown render bench warmup commands
+template_view repl oneshot doctor shells
+cli.application cli.chat cli.inspect cli.measure cli.models cli.quantize
+cli.sessions cli.shell cli __main__
 """.split()
 
 SCREEN = {"rich", "typer", "prompt_toolkit", "tokenizers", "sentencepiece"}

@@ -1,0 +1,328 @@
+"""A conversation under way: what was said, what of it the model is told, and where it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import quant
+from mistral_chat.engine import Event, Finished, PrefillProgress, sampling_of
+from mistral_chat.errors import UsageError
+from mistral_chat.messages import Message, Role
+from mistral_chat.sessions import SessionFile, Talk, Turn, now, prune_caches
+from mistral_chat.settings import Settings
+from mistral_chat.templates import ChatTemplate
+from mistral_chat.tokenizers import Tokenizer
+from quant.errors import CacheError, ContextFullError
+
+SUMMARY_REQUEST = "Sum up our conversation so far in a few sentences, with all facts that matter."
+
+ROOM_SHARE = 4
+"""One part in this many of the context is kept for an answer, unless max_tokens asks for less."""
+
+
+class Engine(Protocol):
+    """What a chat needs from an engine; see ChatEngine."""
+
+    name: str
+    model: quant.Model
+    session: quant.Session
+    template: ChatTemplate
+    tokenizer: Tokenizer
+
+    def reply(
+        self,
+        messages: Sequence[Message],
+        sampling: quant.Sampling,
+        max_tokens: int | None = None,
+        cancel: Callable[[], bool] | None = None,
+        progress: Callable[[PrefillProgress], None] | None = None,
+        stop_loops: bool = True,
+    ) -> Iterator[Event]:
+        """Answer a conversation."""
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """How many tokens a conversation is."""
+
+    def save_cache(self, path: Path) -> int:
+        """Write what was read to a file; its bytes."""
+
+    def restore_cache(self, path: Path) -> None:
+        """Take up what an earlier process had read."""
+
+
+def _say_nothing(_text: str) -> None:
+    """Nobody is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of the context: what it is, and its tokens."""
+
+    name: str
+    tokens: int
+
+
+@dataclass
+class Chat:
+    """A talk with an engine; ``store`` keeps it on the disk (None: private), ``last`` is the end of
+    the latest answer, ``attached`` texts go before the next question, ``notice`` is a sentence that
+    was not told yet.
+    """
+
+    engine: Engine
+    settings: Settings
+    talk: Talk = field(default_factory=Talk)
+    store: SessionFile | None = None
+    last: Finished | None = None
+    attached: list[str] = field(default_factory=list)
+    notice: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.store is not None:
+            self.talk = self.store.talk
+
+    @property
+    def turns(self) -> list[Turn]:
+        """Questions and answers, also those that the model is no longer told."""
+        return self.talk.turns
+
+    @property
+    def system(self) -> str | None:
+        """The system prompt: the talk's own, else that of the settings."""
+        return self.talk.system if self.talk.system is not None else self.settings.system
+
+    def messages(self, question: str | None = None, again: bool = False) -> list[Message]:
+        """What the model is told: the system prompt, the turns that are left, the question.
+
+        With ``again`` the question takes the place of the last one.
+        """
+        return self._messages(self.talk.evicted, self.talk.summary, question, again)
+
+    def _messages(
+        self, evicted: int, summary: str | None, question: str | None, again: bool
+    ) -> list[Message]:
+        system = self.system
+        messages = [] if system is None else [Message(Role.SYSTEM, system)]
+        if summary is not None:
+            messages += Turn(SUMMARY_REQUEST, summary).messages()
+        turns = self.turns[evicted : len(self.turns) - again]
+        messages += [each for turn in turns for each in turn.messages()]
+        return messages if question is None else [*messages, Message(Role.USER, question)]
+
+    def ask(
+        self,
+        question: str,
+        cancel: Callable[[], bool] | None = None,
+        progress: Callable[[PrefillProgress], None] | None = None,
+        tell: Callable[[str], None] | None = None,
+        again: bool = False,
+    ) -> Iterator[Event]:
+        """Answer a question and keep the turn; an answer of nothing leaves all as it was.
+
+        With ``again`` the turn takes the place of the last one. Where the talk no longer fits, what
+        ``on_full`` says is done first, and ``tell`` gets a sentence for each turn that goes. Raises
+        ContextFullError for what does not fit all the same.
+        """
+        self._make_room(question, cancel, tell or _say_nothing, again)
+        yield from self._reply(self.messages(question, again), cancel, progress)
+        if self.last is not None and self.last.text:
+            if again:
+                self._record("undo")
+            self._record(
+                "turn", user=question, assistant=self.last.text,
+                finish_reason=self.last.finish_reason, time=now(),
+            )  # fmt: skip
+
+    def go_on(
+        self,
+        cancel: Callable[[], bool] | None = None,
+        progress: Callable[[PrefillProgress], None] | None = None,
+    ) -> Iterator[Event]:
+        """Let the model go on with its last answer, and keep both parts as one.
+
+        Raises UsageError where there is none.
+        """
+        if not self.turns:
+            raise UsageError("There is no answer yet to go on with.")
+        turn = self.turns[-1]
+        yield from self._reply(self.messages(), cancel, progress)
+        if self.last is not None and self.last.text:
+            self._record("undo")
+            self._record(
+                "turn", user=turn.user, assistant=turn.assistant + self.last.text,
+                finish_reason=self.last.finish_reason, time=now(),
+            )  # fmt: skip
+
+    def _reply(
+        self,
+        messages: Sequence[Message],
+        cancel: Callable[[], bool] | None,
+        progress: Callable[[PrefillProgress], None] | None,
+    ) -> Iterator[Event]:
+        self.last = None
+        settings = self.settings
+        for event in self.engine.reply(
+            messages,
+            sampling_of(settings),
+            settings.max_tokens,
+            cancel,
+            progress,
+            settings.loop_detector,
+        ):
+            if isinstance(event, Finished):
+                self.last = event
+            yield event
+
+    def _make_room(
+        self,
+        question: str,
+        cancel: Callable[[], bool] | None,
+        tell: Callable[[str], None],
+        again: bool,
+    ) -> None:
+        """Carry out ``on_full`` where the question and room for its answer do not fit."""
+        context = self.engine.session.max_context
+        room = min(self.settings.max_tokens or context, context // ROOM_SHARE)
+        evicted, summary = self.talk.evicted, self.talk.summary
+        count = self.engine.count_tokens(self.messages(question, again))
+        if self.settings.on_full == "stop" or count + room <= context:
+            if count > context:
+                raise ContextFullError(count, context)
+            return
+        left = count
+        while left + room > context and evicted < len(self.turns) - again:
+            summary = summary if self.settings.on_full == "summarize" else None
+            evicted += 1
+            left = self.engine.count_tokens(self._messages(evicted, summary, question, again))
+        if left > context:
+            raise ContextFullError(left, context)
+        if evicted == self.talk.evicted:
+            return
+        first = self.talk.evicted
+        gone = self.turns[first:evicted]
+        if self.settings.on_full == "summarize":
+            tell(f"The context is full; summing up the {len(gone)} oldest turns ...")
+            summary = self._summary(gone, cancel)
+            told = self._messages(evicted, summary, question, again)
+            if self.engine.count_tokens(told) > context:
+                summary = None
+        for number, turn in enumerate(gone, first + 1):
+            title = " ".join(turn.user.split())[:40]
+            place = "is summed up" if summary else "slid out of the context"
+            tell(f"Turn {number} ({title!r}) {place}.")
+        self._record("evict", turns=evicted, summary=summary)
+
+    def _summary(self, gone: Sequence[Turn], cancel: Callable[[], bool] | None) -> str | None:
+        """The model's own summary of the turns that go; None where it wrote nothing."""
+        messages: list[Message] = []
+        if self.talk.summary is not None:
+            messages += Turn(SUMMARY_REQUEST, self.talk.summary).messages()
+        messages += [each for turn in gone for each in turn.messages()]
+        messages.append(Message(Role.USER, SUMMARY_REQUEST))
+        context = self.engine.session.max_context
+        while len(messages) > 2 and self.engine.count_tokens(messages) + context // 8 > context:
+            del messages[:2]
+        for event in self.engine.reply(
+            messages, quant.Sampling(temperature=0), context // 8, cancel
+        ):
+            if isinstance(event, Finished) and event.finish_reason != "cancelled":
+                return event.text.strip() or None
+        return None
+
+    def undo(self) -> str:
+        """Take back the last question and its answer; the question. Raises UsageError if none."""
+        if not self.turns:
+            raise UsageError("There is nothing to take back yet.")
+        question = self.turns[-1].user
+        self._record("undo")
+        return question
+
+    def composed(self, question: str) -> str:
+        """The question after what was attached to it."""
+        return "\n\n".join([*self.attached, question])
+
+    def clear(self) -> None:
+        """Forget all turns."""
+        self._record("clear")
+        self.last = None
+
+    def set_system(self, text: str) -> None:
+        """Set the talk's system prompt."""
+        self._record("system", text=text)
+
+    def fork(self, store: SessionFile | None) -> None:
+        """Go on in another session that begins with all of this one."""
+        old = self.talk
+        if self.store is not None:
+            self.store.close()
+        self.store = store
+        if store is None:
+            return
+        self.talk = store.talk
+        if old.system is not None:
+            self._record("system", text=old.system)
+        for turn in old.turns:
+            self._record(
+                "turn", user=turn.user, assistant=turn.assistant,
+                finish_reason=turn.finish_reason, time=turn.time,
+            )  # fmt: skip
+        if old.evicted:
+            self._record("evict", turns=old.evicted, summary=old.summary)
+
+    def switch(self, store: SessionFile) -> None:
+        """Go on with another session."""
+        if self.store is not None:
+            self.store.close()
+        self.store, self.talk, self.last = store, store.talk, None
+
+    def restore_cache(self) -> None:
+        """Take up what was read of the session; a ``notice`` says why not."""
+        if self.store is None or not self.settings.cache or not self.store.cache_path.exists():
+            return
+        try:
+            self.engine.restore_cache(self.store.cache_path)
+        except CacheError:
+            self.notice = (
+                "What was kept of this session is of another model or damaged; it is read anew."
+            )
+
+    def save_cache(self) -> int:
+        """Keep what was read for the next start; its bytes, 0 where nothing is kept.
+
+        Raises OSError.
+        """
+        if self.store is None or not self.settings.cache or not self.turns:
+            return 0
+        size = self.engine.save_cache(self.store.cache_path)
+        prune_caches(self.store.path.parent)
+        return size
+
+    def parts(self) -> list[Part]:
+        """What fills the context, in order; the last part is what is free."""
+        context, talk = self.engine.session.max_context, self.talk
+        # Some templates encode nothing without a question.
+        messages = self.messages(None if len(self.turns) > talk.evicted else "?")
+        sizes = []
+        count = self.engine.count_tokens(messages)
+        if self.system is not None:
+            messages = messages[1:]
+            left = self.engine.count_tokens(messages)
+            sizes.append(Part("system prompt", count - left))
+            count = left
+        if talk.summary is not None:
+            messages = messages[2:]
+            left = self.engine.count_tokens(messages)
+            sizes.append(Part("summary", count - left))
+            count = left
+        if len(self.turns) > talk.evicted:
+            sizes.append(Part("turns", count))
+        return [*sizes, Part("free", max(0, context - sum(part.tokens for part in sizes)))]
+
+    def _record(self, event: str, **values: object) -> None:
+        if self.store is not None:
+            self.store.record(event, **values)
+        else:
+            self.talk.apply({"event": event, **values})

@@ -1,0 +1,110 @@
+"""Commands for the talks that were kept, and for the settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Annotated
+
+import typer
+
+from mistral_chat.cli.application import AsJson, app
+from mistral_chat.errors import ExitCode, UsageError
+from mistral_chat.settings import Paths
+
+sessions = typer.Typer(
+    help="List, search, rename, remove and export the talks that were kept.",
+    invoke_without_command=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(sessions, name="sessions")
+
+
+@sessions.callback()
+def list_or_more(context: typer.Context, as_json: AsJson = False) -> int:
+    """List, search, rename, remove and export the talks that were kept."""
+    if context.invoked_subcommand is not None:
+        return ExitCode.DONE
+    return _list("", as_json)
+
+
+@sessions.command()
+def search(
+    text: Annotated[str, typer.Argument(help="A text; case does not matter.")],
+    as_json: AsJson = False,
+) -> int:
+    """List the sessions in which a text was said."""
+    return _list(text, as_json)
+
+
+@sessions.command()
+def rename(
+    name: Annotated[str, typer.Argument(help="A session's name.")],
+    new_name: Annotated[str, typer.Argument(help="Its name from now on.")],
+) -> int:
+    """Give a session another name."""
+    from mistral_chat.sessions import SessionFile, find_session
+
+    session = SessionFile.open(find_session(_folder().sessions, name))
+    session.rename(new_name)
+    session.close()
+    return ExitCode.DONE
+
+
+@sessions.command("rm")
+def remove(name: Annotated[list[str], typer.Argument(help="Names of sessions.")]) -> int:
+    """Remove sessions, and what was kept of what the model had read."""
+    from mistral_chat.sessions import remove_session
+
+    for each in name:
+        remove_session(_folder().sessions, each)
+    return ExitCode.DONE
+
+
+@sessions.command()
+def export(
+    name: Annotated[str, typer.Argument(help="A session's name.")],
+    form: Annotated[
+        str,
+        typer.Option("--format", help="markdown, or json as 'mistral-chat template' reads it."),
+    ] = "markdown",
+) -> int:
+    """Print a session as Markdown or JSON."""
+    from mistral_chat.sessions import find_session, read_talk, to_json, to_markdown
+
+    talk = read_talk(find_session(_folder().sessions, name))
+    if form not in ("markdown", "json"):
+        raise UsageError(f"--format is markdown or json, not {form!r}.")
+    typer.echo(to_json(talk) if form == "json" else to_markdown(name, talk))
+    return ExitCode.DONE
+
+
+def _folder() -> Paths:
+    return Paths.from_environment(os.environ)
+
+
+def _list(text: str, as_json: bool) -> int:
+    from mistral_chat.sessions import list_sessions
+
+    entries = list_sessions(_folder().sessions, text)
+    if as_json:
+        rows = [
+            {
+                "name": entry.name,
+                "path": str(entry.path),
+                "modified": entry.modified,
+                "turns": entry.turns,
+                "title": entry.title,
+                "cache_bytes": entry.cache_bytes,
+            }
+            for entry in entries
+        ]
+        typer.echo(json.dumps(rows, ensure_ascii=False))
+        return ExitCode.DONE
+    for entry in entries:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.modified))
+        kept = f"{entry.cache_bytes / 1e6:.0f} MB of cache" if entry.cache_bytes else ""
+        typer.echo(f"{entry.name}\t{when}\t{entry.turns} turns\t{kept}\t{entry.title}")
+    return ExitCode.DONE

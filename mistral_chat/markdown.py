@@ -56,19 +56,30 @@ class MarkdownWriter:
         self._text = ""
 
     def _draw(self) -> None:
-        tokens = self._parser.parse(self._text)
-        starts = [token.map[0] for token in tokens if token.level == 0 and token.map]
-        finished: list[list[Segment]] = []
-        if len(starts) > 1 and starts[-1] > 0:
-            lines = self._text.splitlines(keepends=True)
-            finished = self._lines("".join(lines[: starts[-1]]))
+        *whole, last = self._blocks(self._text)
+        finished = self._lines("".join(whole))
+        if finished:
             finished.append([])
-            self._text = "".join(lines[starts[-1] :])
-        self._show(self._lines(self._text), finished)
+        self._text = last
+        self._show(self._lines(last), finished)
+
+    def _blocks(self, text: str) -> list[str]:
+        """The text of each block; together they are the whole."""
+        # As the parser counts lines: other characters that end one are text to it.
+        lines = text.split("\n")
+        tokens = self._parser.parse(text)
+        starts = [token.map[0] for token in tokens if token.level == 0 and token.map]
+        starts = sorted({0, *starts[1:]})
+        ends = [*starts[1:], len(lines)]
+        blocks = ["\n".join(lines[a:b]) for a, b in zip(starts, ends, strict=True)]
+        return [block + "\n" for block in blocks[:-1]] + blocks[-1:]
 
     def _lines(self, text: str) -> list[list[Segment]]:
-        if not text.strip():
-            return []
+        """Each block drawn by itself, with an empty line between two."""
+        drawn = [lines for block in self._blocks(text) if (lines := self._block_lines(block))]
+        return [line for lines in drawn for line in ([], *lines)][1:]
+
+    def _block_lines(self, text: str) -> list[list[Segment]]:
         markdown = Markdown("", code_theme=self._code, hyperlinks=False)
         markdown.parsed = self._parser.parse(text)
         lines = self._console.render_lines(markdown, pad=False)

@@ -108,14 +108,19 @@ def duration(seconds: float) -> str:
 
 
 class Notes:
-    """What is said beside the answer, on stderr; nothing but warnings where ``quiet``."""
+    """What is said beside the answer, on stderr; nothing but warnings where ``quiet``.
 
-    def __init__(self, quiet: bool = False) -> None:
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+    Where ``plain`` nothing is coloured and nothing moves.
+    """
+
+    def __init__(self, quiet: bool = False, plain: bool = False) -> None:
+        self._console = Console(
+            stderr=True, highlight=False, soft_wrap=True, color_system=None if plain else "auto"
+        )
         self._quiet = quiet
         # FORCE_COLOR makes Rich take any stream for a terminal; what moves asks the stream itself.
         moving = self._console.file.isatty() and os.environ.get("TERM") != "dumb"
-        self._moving = moving and not quiet
+        self._moving = moving and not quiet and not plain
 
     def say(self, text: str) -> None:
         """A line that can be missed, such as the banner."""

@@ -68,7 +68,7 @@ def chat(
 
     # Made to be checked: a value out of range is told before anything is fetched or loaded.
     sampling_of(settings)
-    notes = Notes(quiet)
+    notes = Notes(quiet, settings.plain)
     words, files = prompt or [], file or []
     stdin = standard_input(words, files)
     if words or files or stdin is not None:

@@ -154,3 +154,23 @@ def test_a_full_disk_is_one_sentence(
     result: Any = command("-q", "hi")
     assert (result.code, result.stdout) == (1, "")
     assert result.stderr == "The disk is full; free some space and try again.\n"
+
+
+def test_jsonl_is_an_object_for_each_piece(engine: FakeEngine, command: Command) -> None:
+    engine.answers.append("one\ntwo")
+    result = command("--jsonl", "-q", "Hi")
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert rows[:2] == [{"type": "delta", "text": "one\n"}, {"type": "delta", "text": "two"}]
+    assert (rows[2]["type"], rows[2]["text"], rows[2]["finish_reason"]) == (
+        "finished",
+        "one\ntwo",
+        "stop",
+    )
+    assert result.stderr == ""
+
+
+def test_a_loop_is_told_beside_the_answer(engine: FakeEngine, command: Command) -> None:
+    engine.answers.append("again (loop)")
+    result = command("-q", "Hi")
+    assert result.stdout == "again (loop)\n"
+    assert "began to repeat itself" in result.stderr

@@ -297,7 +297,7 @@ def test_plain_is_the_text_as_it_is(terminal: Callable[..., Terminal]) -> None:
     screen.wait_for("*as it is*")
 
 
-@pytest.mark.parametrize("more", [{"TERM": "dumb"}, {"MISTRAL_CHAT_PLAIN": "on", "NO_COLOR": "1"}])
+@pytest.mark.parametrize("more", [{"TERM": "dumb"}, {"MISTRAL_CHAT_PLAIN": "on"}])
 def test_one_answer_without_an_escape_code(
     fake_environment: Callable[..., Mapping[str, str]], more: dict[str, str]
 ) -> None:

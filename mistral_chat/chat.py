@@ -126,11 +126,15 @@ class Chat:
         ``on_full`` says is done first, and ``tell`` gets a sentence for each turn that goes. Raises
         ContextFullError for what does not fit all the same.
         """
-        self._make_room(question, cancel, tell or _say_nothing, again)
-        yield from self._reply(self.messages(question, again), cancel, progress)
+        evicted, summary = self._room_for(question, cancel, tell or _say_nothing, again)
+        messages = self._messages(evicted, summary, question, again)
+        yield from self._reply(messages, cancel, progress)
         if self.last is not None and self.last.text:
             if again:
                 self._record("undo")
+            # Only now: a question that was broken off must not cost a turn.
+            if (evicted, summary) != (self.talk.evicted, self.talk.summary):
+                self._record("evict", turns=evicted, summary=summary)
             self._record(
                 "turn", user=question, assistant=self.last.text,
                 finish_reason=self.last.finish_reason, time=now(),
@@ -176,14 +180,14 @@ class Chat:
                 self.last = event
             yield event
 
-    def _make_room(
+    def _room_for(
         self,
         question: str,
         cancel: Callable[[], bool] | None,
         tell: Callable[[str], None],
         again: bool,
-    ) -> None:
-        """Carry out ``on_full`` where the question and room for its answer do not fit."""
+    ) -> tuple[int, str | None]:
+        """How many turns go, and what stands for them, as ``on_full`` says."""
         context = self.engine.session.max_context
         room = min(self.settings.max_tokens or context, context // ROOM_SHARE)
         evicted, summary = self.talk.evicted, self.talk.summary
@@ -191,7 +195,7 @@ class Chat:
         if self.settings.on_full == "stop" or count + room <= context:
             if count > context:
                 raise ContextFullError(count, context)
-            return
+            return evicted, summary
         left = count
         while left + room > context and evicted < len(self.turns) - again:
             summary = summary if self.settings.on_full == "summarize" else None
@@ -200,7 +204,7 @@ class Chat:
         if left > context:
             raise ContextFullError(left, context)
         if evicted == self.talk.evicted:
-            return
+            return evicted, summary
         first = self.talk.evicted
         gone = self.turns[first:evicted]
         if self.settings.on_full == "summarize":
@@ -213,7 +217,7 @@ class Chat:
             title = " ".join(turn.user.split())[:40]
             place = "is summed up" if summary else "slid out of the context"
             tell(f"Turn {number} ({title!r}) {place}.")
-        self._record("evict", turns=evicted, summary=summary)
+        return evicted, summary
 
     def _summary(self, gone: Sequence[Turn], cancel: Callable[[], bool] | None) -> str | None:
         """The model's own summary of the turns that go; None where it wrote nothing."""

@@ -59,6 +59,12 @@ def test_the_oldest_slide_out_and_it_is_said() -> None:
     assert chat.talk.evicted == 2
 
 
+def test_a_question_that_was_broken_off_costs_no_turn() -> None:
+    chat = make("slide", "")
+    assert len(ask(chat, "q")) == 1
+    assert (chat.talk.evicted, len(chat.turns)) == (0, 3)
+
+
 def test_stop_says_so_and_keeps_all() -> None:
     chat = make("stop", "a")
     ask(chat, "q")  # there is no room for a long answer, but the question fits

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import quant
@@ -17,6 +19,7 @@ from mistral_chat.tokenizers import Tokenizer, load_tokenizer
 
 from .conftest import Command
 from .fakes import encode_with_controls
+from .terminal import Terminal
 
 pytestmark = pytest.mark.model
 
@@ -124,3 +127,55 @@ def test_a_file_that_is_no_model_is_one_sentence(
     file.write_bytes(content)
     result = command("--model", str(file), "-q", "hi")
     assert (result.code, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+
+
+def test_a_talk_on_a_terminal(default_model_home: Path, home: Path, tmp_path: Path) -> None:
+    (home / "data").mkdir(parents=True)
+    (home / "data" / "models").symlink_to(default_model_home / "data" / "models")
+    environment = {**os.environ, "TERM": "xterm-256color"}
+
+    def open_terminal(*arguments: str) -> Terminal:
+        screen = Terminal(environment, ["-t", "0", *arguments], program=["-m", "mistral_chat"])
+        screen.ready()
+        return screen
+
+    screen = open_terminal("--session", "france")
+    # A long prompt, stopped while it is read.
+    (tmp_path / "long.txt").write_text("All work and no play makes Jack a dull boy. " * 300)
+    screen.send(f"/file {tmp_path}/long.txt\r")
+    screen.wait(lambda lines: any("goes before your next message" in line for line in lines))
+    screen.ready()
+    screen.send("What is this?\r")
+    screen.wait(lambda lines: any("Reading" in line for line in lines))
+    screen.send("\x03")
+    screen.wait_for("Nothing was written; the conversation is as it was before.")
+    screen.ready()
+    screen.send(QUESTION + "\r")
+    screen.wait_for("The capital of France is Paris.")
+    screen.ready()
+    screen.send("/stats\r")
+    screen.wait(lambda lines: any("context: 44 of 4096 tokens used" in line for line in lines))
+    screen.ready()
+    screen.send("\x04")
+    assert screen.ended() == 0
+    assert "Kept as france, with" in screen.raw
+    screen = open_terminal("--continue")
+    screen.send("And of Italy?\r")
+    screen.wait_for("The capital of Italy is Rome.")
+    screen.ready()
+    screen.send("/stats\r")
+    # The first turn was not read again: it came out of the file.
+    screen.wait(lambda lines: any("prompt 59 tokens (44 from the cache)" in line for line in lines))
+    screen.process.close(force=True)
+
+
+def test_a_resumed_session_gives_the_same_logits(folder: Path, tmp_path: Path) -> None:
+    model = quant.load(folder)
+    ids = np.random.default_rng(1).integers(100, 40000, 300).tolist()
+    first = model.session(max_context=512)
+    first.feed(ids[:280])
+    first.save(tmp_path / "cache", "smollm2")
+    expected = first.feed(ids[280:])
+    second = model.session(max_context=1024)
+    second.restore(tmp_path / "cache", "smollm2")
+    np.testing.assert_allclose(second.feed(ids[280:]), expected, atol=1e-4)

@@ -1,0 +1,96 @@
+"""A terminal for tests: a pseudo-terminal with a screen that can be looked at."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import pexpect
+import pyte
+
+from .conftest import HERE
+
+PATIENCE_SECONDS = 30
+
+
+class Terminal:
+    """A screen with the command on it, which answers where its cursor is, as terminals do."""
+
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        arguments: Sequence[str] = (),
+        columns: int = 80,
+        program: Sequence[str] = (str(HERE / "fake_main.py"),),
+    ) -> None:
+        self._screen = pyte.HistoryScreen(columns, 40, history=2000, ratio=1)
+        self._stream = pyte.Stream(self._screen)
+        self.raw = ""
+        self.process = pexpect.spawn(
+            sys.executable,
+            [*program, *arguments],
+            env=dict(environment),
+            dimensions=(40, columns),
+            encoding="utf-8",
+        )
+
+    def send(self, keys: str) -> None:
+        """Press keys."""
+        self.process.send(keys)
+
+    def resize(self, columns: int) -> None:
+        """Make the terminal wider or narrower."""
+        self._screen.resize(40, columns)
+        self.process.setwinsize(40, columns)
+
+    def lines(self) -> list[str]:
+        """The lines above the screen and on it, without the blanks at their ends."""
+        above = [
+            "".join(row[column].data for column in range(self._screen.columns)).rstrip()
+            for row in self._screen.history.top
+        ]
+        return above + [line.rstrip() for line in self._screen.display]
+
+    def toolbar(self) -> str:
+        """The last line of the screen."""
+        return [line for line in self.lines() if line][-1]
+
+    def _take(self, text: str) -> None:
+        self.raw += text
+        while "\x1b[6n" in text:
+            before, _, text = text.partition("\x1b[6n")
+            self._stream.feed(before)
+            cursor = self._screen.cursor
+            self.process.send(f"\x1b[{cursor.y + 1};{cursor.x + 1}R")
+        self._stream.feed(text)
+
+    def wait(self, happened: Callable[[list[str]], bool]) -> list[str]:
+        """Read until the screen is as wanted."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not happened(self.lines()):
+            if time.monotonic() > deadline:
+                raise AssertionError("\n".join(self.lines()))
+            try:
+                self._take(self.process.read_nonblocking(65536, timeout=0.1))
+            except pexpect.TIMEOUT:
+                continue
+            except pexpect.EOF:
+                break
+        assert happened(self.lines()), "\n".join(self.lines())
+        return self.lines()
+
+    def wait_for(self, line: str, times: int = 1) -> list[str]:
+        """Read until a line has been there so many times."""
+        return self.wait(lambda lines: lines.count(line) >= times)
+
+    def ready(self) -> None:
+        """Wait until an empty prompt is the last line above the toolbar."""
+        self.wait(lambda lines: [line for line in lines if line][-2:-1] == [">"])
+
+    def ended(self) -> int:
+        """The exit code, once the command has ended."""
+        self.process.expect(pexpect.EOF, timeout=PATIENCE_SECONDS)
+        self.raw += self.process.before or ""
+        self.process.close()
+        return int(self.process.exitstatus)

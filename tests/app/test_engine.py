@@ -19,6 +19,7 @@ from mistral_chat.engine import (
     ChatEngine,
     Finished,
     PrefillProgress,
+    StartsOver,
     TextDelta,
     sampling_of,
     stopped_by_interrupt,
@@ -179,10 +180,38 @@ def test_a_changed_turn_feeds_from_the_change_on(chat: ChatEngine, script: Scrip
 def test_a_ring_that_wrapped_starts_over(chat: ChatEngine, script: Script) -> None:
     ask(chat, "one")
     script.sessions[0].wrapped = True
-    _, finished = ask(chat, "two")
+    events = list(chat.reply([Message(Role.USER, "two")], SAMPLING))
+    assert events[0] == StartsOver()  # which is told
+    assert isinstance(events[-1], Finished)
     assert len(script.sessions) == 2
-    assert finished.usage.cached_tokens == 0
+    assert events[-1].usage.cached_tokens == 0
     assert script.fed[1] == TEMPLATE.encode([Message(Role.USER, "two")])
+
+
+def test_an_answer_that_repeats_itself_is_ended(chat: ChatEngine, script: Script) -> None:
+    script.ids = TOKENIZER.encode("ha") * 200
+    script.sessions[0].max_context = 1000
+    _, finished = ask(chat, "Joke")
+    assert finished.finish_reason == "loop"
+    assert finished.text == "ha" * 48
+    *_, last = chat.reply([Message(Role.USER, "Joke")], SAMPLING, stop_loops=False)
+    assert isinstance(last, Finished)
+    assert last.finish_reason != "loop"
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_it_goes_on_with_its_own_answer(chat: ChatEngine, script: Script, read: bool) -> None:
+    script.ids = TOKENIZER.encode("Yo!")
+    if read:
+        ask(chat, "Hi")
+    told = [Message(Role.USER, "Hi"), Message(Role.ASSISTANT, "Yo!")]
+    prompt = TEMPLATE.encode(told[:1])
+    script.ids = TOKENIZER.encode(" More")
+    *_, last = chat.reply(told, SAMPLING)
+    assert isinstance(last, Finished)
+    assert last.text == " More"
+    assert chat.session.ids[: len(prompt) + 3] == prompt + TOKENIZER.encode("Yo!")
+    assert last.usage.prompt_tokens == len(prompt) + 3
 
 
 def test_a_cancelled_answer_keeps_what_was_written(chat: ChatEngine, script: Script) -> None:

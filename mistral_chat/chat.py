@@ -10,6 +10,7 @@ from typing import Protocol
 import quant
 from mistral_chat.engine import Event, Finished, PrefillProgress, sampling_of
 from mistral_chat.errors import UsageError
+from mistral_chat.guardrail import OFF, system_prompt
 from mistral_chat.messages import Message, Role
 from mistral_chat.sessions import SessionFile, Talk, Turn, now, prune_caches
 from mistral_chat.settings import Settings
@@ -91,7 +92,7 @@ class Chat:
 
     @property
     def system(self) -> str | None:
-        """The system prompt: the talk's own, else that of the settings."""
+        """The person's system prompt: the talk's own, else that of the settings."""
         return self.talk.system if self.talk.system is not None else self.settings.system
 
     def messages(self, question: str | None = None, again: bool = False) -> list[Message]:
@@ -104,7 +105,7 @@ class Chat:
     def _messages(
         self, evicted: int, summary: str | None, question: str | None, again: bool
     ) -> list[Message]:
-        system = self.system
+        system = system_prompt(self.settings.guardrail, self.system)
         messages = [] if system is None else [Message(Role.SYSTEM, system)]
         if summary is not None:
             messages += Turn(SUMMARY_REQUEST, summary).messages()
@@ -311,7 +312,14 @@ class Chat:
         messages = self.messages(None if len(self.turns) > talk.evicted else "?")
         sizes = []
         count = self.engine.count_tokens(messages)
-        if self.system is not None:
+        guarded = self.settings.guardrail != OFF
+        if guarded:
+            own = [Message(Role.SYSTEM, self.system)] if self.system else []
+            messages = own + messages[1:]
+            left = self.engine.count_tokens(messages)
+            sizes.append(Part("guardrail", count - left))
+            count = left
+        if self.system:
             messages = messages[1:]
             left = self.engine.count_tokens(messages)
             sizes.append(Part("system prompt", count - left))

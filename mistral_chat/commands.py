@@ -14,6 +14,7 @@ from pathlib import Path
 from mistral_chat.chat import Chat
 from mistral_chat.engine import sampling_of
 from mistral_chat.errors import UsageError
+from mistral_chat.guardrail import GUARDRAIL_PROMPT, MODES, PROMPT
 from mistral_chat.inputs import read_text
 from mistral_chat.models import list_models
 from mistral_chat.render import context_bar, timing_line
@@ -117,6 +118,13 @@ def _set(room: Room, argument: str) -> Outcome:
     sampling_of(changed)
     chat.settings = changed
     return Outcome(f"{name} = {_value(chat, name)}")
+
+
+def _guardrail(room: Room, argument: str) -> Outcome:
+    if argument:
+        return _set(room, f"guardrail {argument}")
+    mode = room.chat.settings.guardrail
+    return Outcome(f"guardrail = {mode}" + (f"\n{GUARDRAIL_PROMPT}" if mode == PROMPT else ""))
 
 
 def _set_words(_room: Room, text: str) -> Iterable[str]:
@@ -306,6 +314,10 @@ COMMANDS: tuple[Command, ...] = (
     Command("system", "[TEXT]", "Set the system prompt, or show it.", _system),
     Command(
         "set", "[NAME [VALUE]]", "Change a setting, or show it.", _set, completer=_set_words
+    ),
+    Command(
+        "guardrail", "[MODE]", "Put the paper's safety prompt in force, or show it.", _guardrail,
+        completer=lambda _room, _text: MODES,
     ),
     Command("show", "", "Show the model and all settings.", _show),
     Command("clear", "", "Forget the conversation.", _clear),

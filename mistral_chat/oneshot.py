@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TextIO
 
-from mistral_chat.chat import Chat, Engine
+from mistral_chat.chat import Chat
 from mistral_chat.engine import Finished, StartsOver, TextDelta, stopped_by_interrupt
 from mistral_chat.errors import ExitCode
 from mistral_chat.render import AnswerWriter, Notes, Writer, answer_writer, timing_line
@@ -52,7 +52,7 @@ def answer(chat: Chat, question: str, notes: Notes, form: Form, stdout: TextIO) 
         raise RuntimeError("the engine ended an answer without saying so")
     if not as_text:
         kind = {"type": "finished"} if form.jsonl else {}
-        _print(stdout, {**kind, **_record(chat.engine, finished)})
+        _print(stdout, {**kind, **_record(chat, finished)})
     else:
         if not form.stream:
             writer.write(finished.text)
@@ -68,8 +68,9 @@ def _print(stdout: TextIO, record: dict[str, object]) -> None:
     stdout.flush()
 
 
-def _record(engine: Engine, finished: Finished) -> dict[str, object]:
+def _record(chat: Chat, finished: Finished) -> dict[str, object]:
     """The object that ``--json`` prints. ``guardrail`` says whether one was in force."""
+    engine = chat.engine
     return {
         "text": finished.text,
         "finish_reason": finished.finish_reason,
@@ -79,5 +80,5 @@ def _record(engine: Engine, finished: Finished) -> dict[str, object]:
         "model": {"name": engine.name, "digest": engine.model.digest},
         "template": engine.template.name,
         "truncated": finished.truncated,
-        "guardrail": "off",
+        "guardrail": chat.settings.guardrail,
     }

@@ -27,6 +27,7 @@ from mistral_chat.chat import Chat, Engine
 from mistral_chat.commands import Outcome, Room, completions, run
 from mistral_chat.engine import Event, Finished, StartsOver, TextDelta, stopped_by_interrupt
 from mistral_chat.errors import UsageError, sentence
+from mistral_chat.guardrail import GUARDRAIL_PROMPT, OFF
 from mistral_chat.inputs import decode_typed
 from mistral_chat.render import Notes, answer_writer
 from mistral_chat.settings import Paths
@@ -291,6 +292,8 @@ class Repl:
         if chat.last is not None and chat.last.timings.decode_seconds > 0:
             timings = chat.last.timings
             words.append(f"{timings.decode_tokens / timings.decode_seconds:.0f} tokens/s")
+        if chat.settings.guardrail != OFF:
+            words.append(f"guardrail {chat.settings.guardrail}")
         words.append("private" if chat.store is None else chat.store.name)
         return " " + "  ".join(words)
 
@@ -318,7 +321,9 @@ class Repl:
             if not chat.turns:
                 raise UsageError("Nothing was asked yet.")
             told = chat.messages()[:-1]  # a prompt ends in a question
-            TemplateView.of(chat.engine.tokenizer, chat.engine.template, told).print(self._stdout)
+            marked = None if chat.settings.guardrail == OFF else GUARDRAIL_PROMPT
+            view = TemplateView.of(chat.engine.tokenizer, chat.engine.template, told, marked)
+            view.print(self._stdout)
         if outcome.text:
             self._stdout.write(outcome.text + "\n")
             self._stdout.flush()

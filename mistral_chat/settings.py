@@ -17,6 +17,7 @@ from typing import Any
 from platformdirs import PlatformDirs
 
 from mistral_chat.errors import UsageError
+from mistral_chat.guardrail import MODES, OFF
 
 APPLICATION = "mistral-chat"
 HOME_VARIABLE = "MISTRAL_CHAT_HOME"
@@ -139,6 +140,10 @@ class Settings:
         choices=("stop", "slide", "summarize"),
         live=True,
     )
+    guardrail: str = _row(
+        str, OFF, "Put the paper's safety prompt before the system prompt.", choices=MODES,
+        live=True,
+    )  # fmt: skip
     system: str | None = _row(str, None, "System prompt (default: the model's own).")
     system_position: str | None = _row(
         str,

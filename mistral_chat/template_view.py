@@ -20,6 +20,7 @@ _SHADES = {
     "template": ("black on grey70", "black on grey85"),
     "system": ("black on yellow3", "black on light_goldenrod2"),
     "user": ("black on steel_blue1", "black on light_sky_blue1"),
+    "guardrail": ("black on light_salmon1", "black on sandy_brown"),
     "assistant": ("black on dark_sea_green3", "black on pale_green1"),
 }
 # Control characters as the pictures that Unicode has of them, so that nothing typed steers the
@@ -35,7 +36,8 @@ _PICTURES = {
 class Piece:
     """One token: its id, its text (control pieces show) and its source.
 
-    That is ``control``, ``template`` (words of the template itself) or the role that wrote it.
+    That is ``control``, ``template`` (words of the template itself), ``guardrail`` or the role that
+    wrote it.
     """
 
     token: int
@@ -53,14 +55,24 @@ class TemplateView:
 
     @classmethod
     def of(
-        cls, tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message]
+        cls,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        messages: Sequence[Message],
+        guardrail: str | None = None,
     ) -> TemplateView:
-        """The view of ``messages``; raises UsageError as the template does."""
+        """The view of ``messages``; raises UsageError as the template does.
+
+        Where the text of a ``guardrail`` stands at the beginning of a segment, or after words of
+        the template, its tokens are shown as its own.
+        """
         segments = template.segments(messages)
         pieces = tuple(
-            Piece(token, tokenizer.show([token]), _source(segment))
+            Piece(token, tokenizer.show([token]), "guardrail" if guarded else _source(segment))
             for segment in segments
-            for token in segment.ids
+            for token, guarded in zip(
+                segment.ids, _within(tokenizer, segment, guardrail), strict=True
+            )
         )
         return cls(template.name, pieces, tokenizer.show([piece.token for piece in pieces]))
 
@@ -91,6 +103,24 @@ class TemplateView:
             if any(piece.source == source for piece in self.pieces):
                 legend.append(f" {source} ", shades[0]).append(" ")
         console.print(legend)
+
+
+_BEFORE = (b"", b"[INST]")
+"""A template's own words that may stand before a text in its segment."""
+
+
+def _within(tokenizer: Tokenizer, segment: Segment, text: str | None) -> list[bool]:
+    """Which tokens of a segment belong to ``text``."""
+    parts = [b"" if segment.control else tokenizer.token_bytes(token) for token in segment.ids]
+    before, found, _ = b"".join(parts).partition((text or "\0").encode("utf-8"))
+    if text is None or not found or before.strip() not in _BEFORE:
+        return [False] * len(parts)
+    start = len(before)
+    end = start + len(text.encode("utf-8"))
+    places = [sum(map(len, parts[:number])) for number in range(len(parts))]
+    return [
+        place < end and place + len(part) > start for place, part in zip(places, parts, strict=True)
+    ]
 
 
 def _source(segment: Segment) -> str:

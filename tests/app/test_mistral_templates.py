@@ -16,7 +16,9 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from mistral_chat.errors import UsageError
+from mistral_chat.guardrail import GUARDRAIL_PROMPT, system_prompt
 from mistral_chat.messages import Message, Role
+from mistral_chat.template_view import TemplateView
 from mistral_chat.templates import MistralTemplate, SystemPosition, template_for
 from mistral_chat.templates.mistral import PLAIN_MARKERS
 from mistral_chat.tokenizers import Tokenizer, load_tokenizer
@@ -258,3 +260,27 @@ def test_the_vocabulary_tells_the_version(files: dict[str, Path]) -> None:
     for version in FILES:
         assert template_for(opened(files[version])).name == version
     assert template_for(opened(files["v3"]), version="v2").name == "v2"
+
+
+@pytest.mark.parametrize("version", FILES)
+def test_the_guardrail_is_shown_where_it_stands(files: dict[str, Path], version: str) -> None:
+    own = "Be brief."
+    system = system_prompt("prompt", own)
+    assert system is not None
+    messages = [
+        Message(Role.SYSTEM, system),
+        Message(Role.USER, "Hi"),
+        Message(Role.ASSISTANT, "Yo"),
+        Message(Role.USER, f"Say: {GUARDRAIL_PROMPT}"),
+    ]
+    path = files[version]
+    view = TemplateView.of(opened(path), ours(path), messages, GUARDRAIL_PROMPT)
+    shown = [piece for piece in view.pieces if piece.source == "guardrail"]
+    text = b"".join(opened(path).token_bytes(piece.token) for piece in shown).decode()
+    assert text.strip() == GUARDRAIL_PROMPT  # once, and nothing else
+    assert [piece.token for piece in view.pieces] == expected(path, messages)
+    # Before v7 the reference puts system prompts before the last message of the user.
+    first = version == "v1" or version.startswith("v7")
+    assert (view.pieces.index(shown[0]) < 6) == first
+    plain = TemplateView.of(opened(path), ours(path), messages)
+    assert not [piece for piece in plain.pieces if piece.source == "guardrail"]

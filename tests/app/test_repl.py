@@ -427,3 +427,19 @@ def test_long_pastes_have_a_mark() -> None:
     marks = [pastes.mark(letter * 30_000) for letter in "ab"]
     assert marks == ["[paste 1: 30000 characters]", "[paste 2: 30000 characters]"]
     assert pastes.expand(f"x {marks[1]} y") == "x " + "b" * 30_000 + " y"
+
+
+def test_the_guardrail_is_in_the_toolbar(terminal: Callable[..., Terminal]) -> None:
+    screen = terminal("first", FAKE_CONTEXT="1000", NO_COLOR="1")
+    screen.send("/guardrail" + ENTER)
+    screen.wait_for("guardrail = off")
+    screen.ready()
+    screen.send("/guardrail prompt" + ENTER)
+    screen.wait_for("guardrail = prompt")
+    screen.ready()
+    assert "guardrail prompt" in screen.toolbar()
+    screen.send("Hi" + ENTER)
+    screen.wait_for("first")
+    screen.ready()
+    screen.send("/prompt" + ENTER)
+    screen.wait(lambda lines: any("guardrail\t" in line or "guardrail  " in line for line in lines))

@@ -21,7 +21,7 @@ checkpoints.rotated checkpoints.native checkpoints.comparison checkpoints bench
 """.split()
 
 CHAT = """
-errors settings messages tokenizers.detokenizer tokenizers.config tokenizers.sentencepiece
+errors guardrail settings messages tokenizers.detokenizer tokenizers.config tokenizers.sentencepiece
 tokenizers.tekken tokenizers.huggingface tokenizers templates.parts templates.mistral
 templates.chatml templates.jinja templates download hub models families info texts planning
 quantizing pulling inputs loops engine sessions chat markdown render bench warmup commands

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -32,6 +32,7 @@ class Engine(Protocol):
     session: quant.Session
     template: ChatTemplate
     tokenizer: Tokenizer
+    recommended: Mapping[str, object]
 
     def reply(
         self,
@@ -82,6 +83,7 @@ class Chat:
     notice: str | None = None
 
     def __post_init__(self) -> None:
+        self.settings = self.settings.with_recommended(self.engine.recommended, self.engine.name)
         if self.store is not None:
             self.talk = self.store.talk
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from mistral_chat.download import Progress
 from mistral_chat.errors import UsageError
 from mistral_chat.loops import LoopDetector
 from mistral_chat.messages import Message, Role
-from mistral_chat.models import is_here, locate, open_tokenizer
+from mistral_chat.models import is_here, locate, open_tokenizer, recommended_sampling
 from mistral_chat.planning import check_memory
 from mistral_chat.settings import Paths, Settings
 from mistral_chat.templates import (
@@ -126,7 +126,9 @@ class ChatEngine:
         open_session: Callable[[], quant.Session],
         name: str,
         prefill: str = "exact",
+        recommended: Mapping[str, object] | None = None,
     ) -> None:
+        self.recommended: Mapping[str, object] = recommended or {}
         self._prefill = prefill
         self.model = model
         self.tokenizer = tokenizer
@@ -175,7 +177,10 @@ class ChatEngine:
                     threads=settings.threads,
                 )
 
-            engine = cls(model, tokenizer, template, open_session, settings.model, settings.prefill)
+            engine = cls(
+                model, tokenizer, template, open_session, settings.model, settings.prefill,
+                recommended_sampling(path),
+            )  # fmt: skip
             kernels.result()
         if not engine.session.is_compiled:
             progress("Compiling the kernels, once on this computer", 0, 1)

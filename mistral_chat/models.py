@@ -13,6 +13,8 @@ from mistral_chat.download import PinnedFile, Progress, check_free_space, fetch,
 from mistral_chat.errors import ModelMissingError
 from mistral_chat.settings import Paths, nearest
 from mistral_chat.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_gguf
+from quant.checkpoints.folders import GENERATION_CONFIG
+from quant.config import read_json
 
 CONFIG_FILE, PARAMS = "config.json", "params.json"
 GGUF_MAGIC = b"GGUF"
@@ -211,6 +213,26 @@ def install(model: EmbeddedModel, paths: Paths, progress: Progress) -> Path:
             if not (target / CONFIG_FILE).is_file():
                 raise
     return target
+
+
+def recommended_sampling(path: Path) -> dict[str, object]:
+    """How a model wants its tokens chosen, as ``generation_config.json`` in its folder says.
+
+    Raises ConfigError where that is not JSON.
+    """
+    file = path / GENERATION_CONFIG
+    if not path.is_dir() or not file.is_file():
+        return {}
+    values = read_json(file)
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    return {name: values[name] for name in names if values.get(name) is not None}
+
+
+def save_companions(path: Path, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write into ``folder`` what belongs to the model at ``path`` beside its weights."""
+    tokenizer.save(folder)
+    if path.is_dir() and (path / GENERATION_CONFIG).is_file():
+        shutil.copyfile(path / GENERATION_CONFIG, folder / GENERATION_CONFIG)
 
 
 def open_tokenizer(path: Path) -> Tokenizer:

@@ -17,7 +17,7 @@ import numpy as np
 import quant
 from mistral_chat.download import Progress
 from mistral_chat.errors import UsageError
-from mistral_chat.models import open_tokenizer
+from mistral_chat.models import open_tokenizer, save_companions
 from mistral_chat.planning import check_memory, check_quantizing_memory
 from mistral_chat.texts import SHORTEST, calibration_text, held_out_text, pieces
 from mistral_chat.tokenizers import check_vocabulary
@@ -121,7 +121,7 @@ def quantize_weights(order: Order, progress: Progress) -> Quantized:
         order.source,
         order.target,
         progress=tensors,
-        companions=tokenizer.save,
+        companions=lambda folder: save_companions(order.source, tokenizer, folder),
         force=order.force,
         recipe=recipe,
         calibration=calibration,

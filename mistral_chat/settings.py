@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -175,6 +175,20 @@ class Settings:
     def source(self, name: str) -> str:
         """Where a value was written: a flag, a variable, a file, or ``default``."""
         return self.sources.get(name, "default")
+
+    def with_recommended(self, values: Mapping[str, object], place: str) -> Settings:
+        """These settings, with a model's own ``values`` where nobody has said anything.
+
+        Raises UsageError, naming ``place``, for a value that cannot be.
+        """
+        rows = _rows()
+        chosen = {
+            name: rows[name].check(value, place)
+            for name, value in values.items()
+            if name in rows and rows[name].live and self.source(name) == "default"
+        }
+        sources = {**self.sources, **dict.fromkeys(chosen, place)}
+        return replace(self, **chosen, sources=sources)
 
 
 def _rows() -> dict[str, Setting]:

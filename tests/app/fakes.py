@@ -142,6 +142,7 @@ class FakeEngine:
         self.restored = 0
         self.interrupt_after: int | None = None
         self.name = "fake"
+        self.recommended: dict[str, object] = {}
         self.model = FakeModel()
         self.session = FakeSession()
         self.tokenizer = tokenizer_from_gguf(tiny_metadata())

@@ -15,6 +15,7 @@ import pytest
 
 import quant
 from mistral_chat.errors import UsageError
+from mistral_chat.models import recommended_sampling
 from mistral_chat.texts import LENGTH, calibration_text, held_out_text, pieces
 from mistral_chat.tokenizers import load_tokenizer
 
@@ -35,6 +36,7 @@ def source(tmp_path: Path) -> Path:
 
 def test_two_paths_are_enough(source: Path, tmp_path: Path, command: Command) -> None:
     target = tmp_path / "small"
+    (source / "generation_config.json").write_text('{"top_k": 3, "top_p": null, "eos_token_id": 2}')
     result = command("quantize-weights", str(source), str(target))
     assert result.code == 0
     assert "method gptq" in result.stdout
@@ -43,6 +45,7 @@ def test_two_paths_are_enough(source: Path, tmp_path: Path, command: Command) ->
     assert "Comparing with the source ..." in result.stderr
     answer = command("-m", str(target), "-q", "-t", "0", "-n", "3", "--json", "Hi")
     assert json.loads(answer.stdout)["template"] == "v3"
+    assert recommended_sampling(target) == recommended_sampling(source) == {"top_k": 3}
     told = json.loads(command("info", str(target), "--json").stdout)
     assert told["tensors"] == {
         "int4 asymmetric in groups of 64": 14,

@@ -10,7 +10,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.text import Text
 
-from mistral_chat.messages import Message
+from mistral_chat.messages import Message, Role
 from mistral_chat.templates import ChatTemplate, Segment
 from mistral_chat.tokenizers import Tokenizer
 
@@ -106,14 +106,15 @@ class TemplateView:
 
 
 _BEFORE = (b"", b"[INST]")
-"""A template's own words that may stand before a text in its segment."""
+"""What of a template may stand before a system prompt that goes into a message of the user."""
 
 
 def _within(tokenizer: Tokenizer, segment: Segment, text: str | None) -> list[bool]:
     """Which tokens of a segment belong to ``text``."""
     parts = [b"" if segment.control else tokenizer.token_bytes(token) for token in segment.ids]
     before, found, _ = b"".join(parts).partition((text or "\0").encode("utf-8"))
-    if text is None or not found or before.strip() not in _BEFORE:
+    place_is_right = segment.role is Role.SYSTEM or before.strip() in _BEFORE
+    if text is None or not found or not place_is_right:
         return [False] * len(parts)
     start = len(before)
     end = start + len(text.encode("utf-8"))

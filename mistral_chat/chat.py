@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 import quant
-from mistral_chat.engine import Event, Finished, PrefillProgress, sampling_of
+from mistral_chat.engine import (
+    Event,
+    Finished,
+    PrefillProgress,
+    TextDelta,
+    Timings,
+    Usage,
+    sampling_of,
+)
 from mistral_chat.errors import UsageError
-from mistral_chat.guardrail import OFF, system_prompt
+from mistral_chat.guardrail import MODERATING, OFF, STRICT, Action, Verdict, system_prompt
 from mistral_chat.messages import Message, Role
+from mistral_chat.models import EMBEDDED
+from mistral_chat.moderation import Loaded, Moderator, Scorer, open_moderator
 from mistral_chat.sessions import SessionFile, Talk, Turn, now, prune_caches
 from mistral_chat.settings import Settings
 from mistral_chat.templates import ChatTemplate
@@ -54,6 +64,38 @@ class Engine(Protocol):
     def restore_cache(self, path: Path) -> None:
         """Take up what an earlier process had read."""
 
+    def scorer(self, context: int) -> Scorer:
+        """A scorer for ``context`` tokens, or for as many as the model can have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What the moderation found a question (``role`` user) or an answer to be."""
+
+    role: Role
+    verdict: Verdict
+
+    @property
+    def what(self) -> str:
+        """``question`` or ``answer``."""
+        return "question" if self.role is Role.USER else "answer"
+
+    def sentence(self) -> str | None:
+        """What a person is told: nothing where the text passes without a word."""
+        match self.verdict.action:
+            case Action.REFUSE:
+                return f"The {self.what} was refused: {self.verdict.reason()}."
+            case Action.WARN:
+                return f"Note: the {self.what} was classified as {self.verdict.reason()}."
+        return None
+
+    def record(self) -> dict[str, object]:
+        """The verdict as JSON prints it."""
+        return {"role": self.role.value, **self.verdict.record()}
+
+
+ChatEvent = Event | Judged
+
 
 def _say_nothing(_text: str) -> None:
     """Nobody is told."""
@@ -71,7 +113,8 @@ class Part:
 class Chat:
     """A talk with an engine; ``store`` keeps it on the disk (None: private), ``last`` is the end of
     the latest answer, ``attached`` texts go before the next question, ``notice`` is a sentence that
-    was not told yet.
+    was not told yet. ``load_moderator`` loads a model that judges in place of the engine, and
+    ``verdicts`` are those on the latest question and answer.
     """
 
     engine: Engine
@@ -81,6 +124,10 @@ class Chat:
     last: Finished | None = None
     attached: list[str] = field(default_factory=list)
     notice: str | None = None
+    load_moderator: Callable[[str], Loaded] | None = None
+    verdicts: list[Judged] = field(default_factory=list)
+    _moderator: Moderator | None = None
+    _moderator_of: tuple[Engine, str | None] | None = None
 
     def __post_init__(self) -> None:
         self.settings = self.settings.with_recommended(self.engine.recommended, self.engine.name)
@@ -122,17 +169,27 @@ class Chat:
         progress: Callable[[PrefillProgress], None] | None = None,
         tell: Callable[[str], None] | None = None,
         again: bool = False,
-    ) -> Iterator[Event]:
+    ) -> Iterator[ChatEvent]:
         """Answer a question and keep the turn; an answer of nothing leaves all as it was.
+
+        Where the guardrail moderates, a Judged event comes before the answer and one after it; what
+        is refused is not kept, and the last event, Finished, says ``refused``.
 
         With ``again`` the turn takes the place of the last one. Where the talk no longer fits, what
         ``on_full`` says is done first, and ``tell`` gets a sentence for each turn that goes. Raises
         ContextFullError for what does not fit all the same.
         """
+        self.last, self.verdicts = None, []
+        stopped = yield from self._judge(Role.USER, question, "", cancel, progress)
+        if stopped is not None:
+            nothing = Usage(0, 0, 0), Timings(0, 0.0, 0, 0.0)
+            self.last = Finished("", stopped, *nothing, self.settings.seed)
+            yield self.last
+            return
         evicted, summary = self._room_for(question, cancel, tell or _say_nothing, again)
         messages = self._messages(evicted, summary, question, again)
-        yield from self._reply(messages, cancel, progress)
-        if self.last is not None and self.last.text:
+        kept = yield from self._reply(messages, question, "", cancel, progress)
+        if kept and self.last is not None:
             if again:
                 self._record("undo")
             # Only now: a question that was broken off must not cost a turn.
@@ -147,30 +204,73 @@ class Chat:
         self,
         cancel: Callable[[], bool] | None = None,
         progress: Callable[[PrefillProgress], None] | None = None,
-    ) -> Iterator[Event]:
+    ) -> Iterator[ChatEvent]:
         """Let the model go on with its last answer, and keep both parts as one.
 
-        Raises UsageError where there is none.
+        Where the guardrail moderates, both parts are judged as one, too. Raises UsageError where
+        there is no answer.
         """
         if not self.turns:
             raise UsageError("There is no answer yet to go on with.")
         turn = self.turns[-1]
-        yield from self._reply(self.messages(), cancel, progress)
-        if self.last is not None and self.last.text:
+        self.last, self.verdicts = None, []
+        kept = yield from self._reply(self.messages(), turn.user, turn.assistant, cancel, progress)
+        if kept and self.last is not None:
             self._record("undo")
             self._record(
                 "turn", user=turn.user, assistant=turn.assistant + self.last.text,
                 finish_reason=self.last.finish_reason, time=now(),
             )  # fmt: skip
 
+    def moderator(self) -> Moderator:
+        """Who judges with the present settings. Raises UsageError, and what loading raises."""
+        settings = self.settings
+        key = self.engine, settings.categories
+        if self._moderator is None or self._moderator_of != key:
+            loaded: Loaded = self.engine
+            if settings.moderator is not None and self.load_moderator is not None:
+                loaded = self.load_moderator(settings.moderator)
+            self._moderator, self._moderator_of = open_moderator(loaded, settings.categories), key
+            model = EMBEDDED.get(self._moderator.name)
+            if model is not None and model.moderation is not None:
+                self.notice = model.moderation
+        return self._moderator
+
+    def _judge(
+        self,
+        role: Role,
+        text: str,
+        question: str,
+        cancel: Callable[[], bool] | None,
+        progress: Callable[[PrefillProgress], None] | None,
+    ) -> Generator[ChatEvent, None, str | None]:
+        """Judge a text, where the guardrail does; the finish_reason where it is not to pass."""
+        if self.settings.guardrail not in MODERATING or not text.strip():
+            return None
+
+        def report(done: int, total: int) -> None:
+            if progress is not None and total > 1:
+                progress(PrefillProgress(done, total))
+
+        verdict = self.moderator().judge(text, role, question, report, cancel)
+        if verdict is None:
+            return "cancelled"
+        judged = Judged(role, verdict)
+        self.verdicts.append(judged)
+        yield judged
+        return "refused" if verdict.refused else None
+
     def _reply(
         self,
         messages: Sequence[Message],
+        question: str,
+        before: str,
         cancel: Callable[[], bool] | None,
         progress: Callable[[PrefillProgress], None] | None,
-    ) -> Iterator[Event]:
-        self.last = None
+    ) -> Generator[ChatEvent, None, bool]:
+        """The answer, which goes on after ``before``; whether there is one to keep."""
         settings = self.settings
+        held_back = settings.guardrail == STRICT
         for event in self.engine.reply(
             messages,
             sampling_of(settings),
@@ -179,9 +279,28 @@ class Chat:
             progress,
             settings.loop_detector,
         ):
-            if isinstance(event, Finished):
-                self.last = event
+            if not isinstance(event, Finished):
+                if not (held_back and isinstance(event, TextDelta)):
+                    yield event
+                continue
+            # What was broken off is judged all the same; only Ctrl-C while judging leaves it open.
+            broken_off = event.finish_reason == "cancelled"
+            stopped = yield from self._judge(
+                Role.ASSISTANT,
+                before + event.text if event.text else "",
+                question,
+                None if broken_off else cancel,
+                progress,
+            )
+            if stopped is not None:
+                shown = "" if held_back else event.text
+                event = replace(event, text=shown, finish_reason=stopped)
+            elif held_back and event.text:
+                yield TextDelta(event.text)
+            self.last = event
             yield event
+            return stopped is None and bool(event.text)
+        return False
 
     def _room_for(
         self,
@@ -292,9 +411,8 @@ class Chat:
         try:
             self.engine.restore_cache(self.store.cache_path)
         except CacheError:
-            self.notice = (
-                "What was kept of this session is of another model or damaged; it is read anew."
-            )
+            told = "What was kept of this session is of another model or damaged; it is read anew."
+            self.notice = " ".join(filter(None, (self.notice, told)))
 
     def save_cache(self) -> int:
         """Keep what was read for the next start; its bytes, 0 where nothing is kept.

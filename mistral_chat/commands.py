@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from mistral_chat.categories import PRESETS, load_taxonomy
 from mistral_chat.chat import Chat
 from mistral_chat.engine import sampling_of
 from mistral_chat.errors import UsageError
-from mistral_chat.guardrail import GUARDRAIL_PROMPT, MODES, PROMPT
+from mistral_chat.guardrail import GUARDRAIL_PROMPT, MODERATING, MODES, OFF
 from mistral_chat.inputs import read_text
 from mistral_chat.models import list_models
 from mistral_chat.render import context_bar, timing_line
@@ -116,15 +117,36 @@ def _set(room: Room, argument: str) -> Outcome:
     changed = replace(chat.settings, **{name: row.parse(text.strip(), "/set")})
     # Made only to be checked: a value out of range is refused now, not at the next answer.
     sampling_of(changed)
-    chat.settings = changed
+    if changed.categories is not None:
+        load_taxonomy(changed.categories)
+    before, chat.settings = chat.settings, changed
+    if changed.guardrail in MODERATING:
+        try:
+            chat.moderator()
+        except BaseException:
+            chat.settings = before
+            raise
     return Outcome(f"{name} = {_value(chat, name)}")
 
 
 def _guardrail(room: Room, argument: str) -> Outcome:
     if argument:
         return _set(room, f"guardrail {argument}")
-    mode = room.chat.settings.guardrail
-    return Outcome(f"guardrail = {mode}" + (f"\n{GUARDRAIL_PROMPT}" if mode == PROMPT else ""))
+    chat = room.chat
+    mode = chat.settings.guardrail
+    lines = [f"guardrail = {mode}"]
+    if mode != OFF:
+        lines.append(GUARDRAIL_PROMPT)
+    if mode in MODERATING:
+        moderator = chat.moderator()
+        lines.append(f"{moderator.name} judges by the categories of {moderator.taxonomy.source}:")
+        lines += [
+            f"  {each.name}: {each.action} from {each.threshold:g} ({each.description})"
+            for each in moderator.taxonomy.categories
+        ]
+    for judged in chat.verdicts:
+        lines.append(f"The last {judged.what}: {judged.verdict.reason()}")
+    return Outcome("\n".join(lines))
 
 
 def _set_words(_room: Room, text: str) -> Iterable[str]:
@@ -135,6 +157,8 @@ def _set_words(_room: Room, text: str) -> Iterable[str]:
     row = rows.get(name)
     if row is None:
         return ()
+    if name == "categories":
+        return (f"{name} {word}" for word in PRESETS)
     return (f"{name} {word}" for word in (row.choices or (("on", "off") * (row.kind is bool))))
 
 
@@ -316,7 +340,10 @@ COMMANDS: tuple[Command, ...] = (
         "set", "[NAME [VALUE]]", "Change a setting, or show it.", _set, completer=_set_words
     ),
     Command(
-        "guardrail", "[MODE]", "Put the paper's safety prompt in force, or show it.", _guardrail,
+        "guardrail",
+        "[MODE]",
+        "Change what the guardrail does, or show it and its verdicts.",
+        _guardrail,
         completer=lambda _room, _text: MODES,
     ),
     Command("show", "", "Show the model and all settings.", _show),

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from types import FrameType
 
@@ -74,14 +73,15 @@ class Finished:
     """The end of an answer.
 
     ``finish_reason`` is ``stop`` (the model was done), ``length`` (max_tokens), ``context`` (the
-    context is full), ``loop`` (it repeated itself without end) or ``cancelled``.
+    context is full), ``loop`` (it repeated itself without end), ``cancelled``, or ``refused`` (by
+    the moderation; where that was the question, no token was drawn and ``seed`` may be None).
     """
 
     text: str
     finish_reason: str
     usage: Usage
     timings: Timings
-    seed: int
+    seed: int | None
 
     @property
     def truncated(self) -> bool:
@@ -127,9 +127,11 @@ class ChatEngine:
         name: str,
         prefill: str = "exact",
         recommended: Mapping[str, object] | None = None,
+        threads: int | None = None,
     ) -> None:
         self.recommended: Mapping[str, object] = recommended or {}
         self._prefill = prefill
+        self._threads = threads
         self.model = model
         self.tokenizer = tokenizer
         self.template = template
@@ -179,7 +181,7 @@ class ChatEngine:
 
             engine = cls(
                 model, tokenizer, template, open_session, settings.model, settings.prefill,
-                recommended_sampling(path),
+                recommended_sampling(path), settings.threads,
             )  # fmt: skip
             kernels.result()
         if not engine.session.is_compiled:
@@ -262,6 +264,15 @@ class ChatEngine:
             seed=generation.seed,
         )
 
+    def scorer(self, context: int) -> SessionScorer:
+        """A scorer for ``context`` tokens, or as many as the model sees at once if that is less."""
+        config = self.model.config
+        widest = (config.max_position_embeddings, *(each for each in config.windows if each))
+        settings = self.session.cache.kind, self._prefill
+        # A window as long as the context never moves on, so a label can always be taken back.
+        session = self.model.session(min(context, *widest), None, *settings, threads=self._threads)
+        return SessionScorer(session)
+
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """How many tokens a conversation is; raises UsageError as the template does."""
         return len(self._encode(messages))
@@ -303,23 +314,40 @@ class ChatEngine:
 
     def _rewind(self, ids: Sequence[int]) -> int:
         """Forget what the new prompt does not share with the last; the count of ids kept."""
-        pairs = zip(self.session.ids, ids, strict=False)
-        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        # The last id is always fed, because the logits after it are what the answer begins from.
-        kept = min(shared, len(ids) - 1)
-        if kept == self.session.position:
-            return kept
         try:
-            self.session.trim(kept)
+            return self.session.reuse(ids)
         except CacheError:
             self.session = self._open_session()
             return 0
-        return kept
+
+
+class SessionScorer:
+    """Scores continuations in a session of its own; what is shared with the last prompt stays."""
+
+    def __init__(self, session: quant.Session) -> None:
+        self._session = session
+
+    @property
+    def max_context(self) -> int:
+        """Tokens that a prompt and a continuation may have together."""
+        return self._session.max_context
+
+    def score(
+        self,
+        ids: Sequence[int],
+        continuations: Sequence[Sequence[int]],
+        cancel: Callable[[], bool] | None = None,
+    ) -> list[float] | None:
+        """Log-probability of each continuation in nats; None where cancelled."""
+        scores = quant.score(self._session, ids, continuations, cancel=cancel)
+        return None if scores is None else scores.tolist()
 
 
 def needs_foreground(settings: Settings, paths: Paths) -> bool:
     """Whether opening will fetch a model or compile, which should be seen and can be stopped."""
-    return not (is_here(settings.model, paths) and quant.kernels_compiled(settings.kv))
+    names = filter(None, (settings.model, settings.moderator))
+    here = all(is_here(name, paths) for name in names)
+    return not (here and quant.kernels_compiled(settings.kv))
 
 
 def _load_kernels(kv: str) -> None:

@@ -12,11 +12,17 @@ from mistral_chat.errors import UsageError
 STDIN = "-"
 
 
-def gather(words: Sequence[str], files: Sequence[Path], stdin: BinaryIO | None) -> str:
+def gather(
+    words: Sequence[str],
+    files: Sequence[Path],
+    stdin: BinaryIO | None,
+    example: str = 'mistral-chat "your question"',
+) -> str:
     """The prompt: files, standard input and the words of the command line, a blank line between.
 
-    ``stdin`` is None where nothing is to be read from it. Raises UsageError for text that is not
-    UTF-8, a file that cannot be read, or nothing but blanks.
+    ``example`` tells how to write one, where it is empty. ``stdin`` is None where nothing is to be
+    read from it. Raises UsageError for text that is not UTF-8, a file that cannot be read, or
+    nothing but blanks.
     """
     read_stdin = stdin is not None
     parts = [_decode(read_file(file), str(file)) for file in files if str(file) != STDIN]
@@ -25,9 +31,7 @@ def gather(words: Sequence[str], files: Sequence[Path], stdin: BinaryIO | None) 
     parts.append(" ".join(word for word in words if not (read_stdin and word == STDIN)))
     prompt = "\n\n".join(part for part in (part.strip("\r\n") for part in parts) if part.strip())
     if not prompt:
-        raise UsageError(
-            'The prompt is empty; write it after the command: mistral-chat "your question".'
-        )
+        raise UsageError(f"The prompt is empty; write it after the command: {example}.")
     # Arguments that were not UTF-8 arrive as lone surrogates.
     _decode(prompt.encode("utf-8", errors="surrogateescape"), "the prompt")
     return prompt

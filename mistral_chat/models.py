@@ -22,12 +22,16 @@ GGUF_MAGIC = b"GGUF"
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedModel:
-    """A model the application knows how to fetch by itself."""
+    """A model the application knows how to fetch by itself.
+
+    ``moderation`` is a caution about it as a moderator, where one was measured to be needed.
+    """
 
     name: str
     description: str
     license: str
     file: PinnedFile
+    moderation: str | None = None
 
 
 SMOLLM2 = EmbeddedModel(
@@ -42,6 +46,8 @@ SMOLLM2 = EmbeddedModel(
         member_bytes=98_362_432,
         member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     ),
+    moderation="smollm2 is far too small to moderate: it refuses nearly everything. Name a larger "
+    "model with --moderator, and measure it with 'mistral-chat moderate --evaluate examples'.",
 )
 
 EMBEDDED: Mapping[str, EmbeddedModel] = {SMOLLM2.name: SMOLLM2}

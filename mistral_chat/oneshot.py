@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TextIO
 
-from mistral_chat.chat import Chat
+from mistral_chat.chat import Chat, Judged
 from mistral_chat.engine import Finished, StartsOver, TextDelta, stopped_by_interrupt
 from mistral_chat.errors import ExitCode
 from mistral_chat.render import AnswerWriter, Notes, Writer, answer_writer, timing_line
@@ -25,8 +25,9 @@ class Form:
 
 
 def answer(chat: Chat, question: str, notes: Notes, form: Form, stdout: TextIO) -> ExitCode:
-    """Ask the model once and write its answer to ``stdout``; INTERRUPTED after Ctrl-C.
+    """Ask the model once and write its answer to ``stdout``.
 
+    INTERRUPTED after Ctrl-C, REFUSED where the guardrail refused the question or the answer.
     Raises ContextFullError for a prompt that does not fit.
     """
     as_text = not (form.json or form.jsonl)
@@ -34,11 +35,18 @@ def answer(chat: Chat, question: str, notes: Notes, form: Form, stdout: TextIO) 
     if as_text and form.stream:
         writer = answer_writer(stdout, chat.settings.plain, chat.settings.theme)
     finished: Finished | None = None
+    if chat.notice is not None:
+        notes.warn(chat.notice)
+        chat.notice = None
     with ExitStack() as stack:
         cancel = stack.enter_context(stopped_by_interrupt())
         draw, hide = stack.enter_context(notes.prefill())
         for event in chat.ask(question, cancel, draw, notes.warn):
             if isinstance(event, StartsOver):
+                continue
+            if isinstance(event, Judged):
+                if form.jsonl:
+                    _print(stdout, {"type": "verdict", **event.record()})
                 continue
             hide()
             if isinstance(event, Finished):
@@ -53,10 +61,18 @@ def answer(chat: Chat, question: str, notes: Notes, form: Form, stdout: TextIO) 
     if not as_text:
         kind = {"type": "finished"} if form.jsonl else {}
         _print(stdout, {**kind, **_record(chat, finished)})
-    else:
+    elif finished.text or finished.finish_reason != "refused":
         if not form.stream:
             writer.write(finished.text)
         writer.end()
+    for told in filter(None, (each.sentence() for each in chat.verdicts)):
+        notes.warn(told)
+    if finished.finish_reason == "refused":
+        notes.say(
+            f"Say it in other words, change the categories ({chat.moderator().taxonomy.source}) "
+            "with --categories, or choose another mode with --guardrail."
+        )
+        return ExitCode.REFUSED
     if finished.finish_reason == "loop":
         notes.warn("The answer began to repeat itself and was stopped.")
     notes.say(timing_line(finished))
@@ -69,7 +85,7 @@ def _print(stdout: TextIO, record: dict[str, object]) -> None:
 
 
 def _record(chat: Chat, finished: Finished) -> dict[str, object]:
-    """The object that ``--json`` prints. ``guardrail`` says whether one was in force."""
+    """The object that ``--json`` prints. ``guardrail`` is its mode and all verdicts."""
     engine = chat.engine
     return {
         "text": finished.text,
@@ -80,5 +96,8 @@ def _record(chat: Chat, finished: Finished) -> dict[str, object]:
         "model": {"name": engine.name, "digest": engine.model.digest},
         "template": engine.template.name,
         "truncated": finished.truncated,
-        "guardrail": chat.settings.guardrail,
+        "guardrail": {
+            "mode": chat.settings.guardrail,
+            "verdicts": [each.record() for each in chat.verdicts],
+        },
     }

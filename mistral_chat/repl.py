@@ -23,9 +23,9 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import Output
 
-from mistral_chat.chat import Chat, Engine
+from mistral_chat.chat import Chat, ChatEvent, Engine, Judged
 from mistral_chat.commands import Outcome, Room, completions, run
-from mistral_chat.engine import Event, Finished, StartsOver, TextDelta, stopped_by_interrupt
+from mistral_chat.engine import Finished, StartsOver, TextDelta, stopped_by_interrupt
 from mistral_chat.errors import UsageError, sentence
 from mistral_chat.guardrail import GUARDRAIL_PROMPT, OFF
 from mistral_chat.inputs import decode_typed
@@ -357,25 +357,40 @@ class Repl:
         except QuantError:
             self._draft = line
             raise
+        if chat.last is not None and chat.last.finish_reason == "refused" and not chat.last.text:
+            self._draft = line
         if not again:
             chat.attached.clear()
 
-    def _show(self, chat: Chat, events: Iterator[Event], hide: Callable[[], None]) -> None:
+    def _show(self, chat: Chat, events: Iterator[ChatEvent], hide: Callable[[], None]) -> None:
         writer = answer_writer(self._stdout, chat.settings.plain, chat.settings.theme)
         finished: Finished | None = None
+        judged: list[Judged] = []
         for event in events:
             if isinstance(event, StartsOver):
                 self._notes.say("The window has moved on past this place; the talk is read anew.")
+                continue
+            if isinstance(event, Judged):
+                judged.append(event)
                 continue
             hide()
             if isinstance(event, TextDelta):
                 writer.write(event.text)
             else:
                 finished = event
+        if finished is not None and finished.text:
+            writer.end()
+        for told in filter(None, (each.sentence() for each in judged)):
+            self._notes.warn(told)
+        if finished is not None and finished.finish_reason == "refused":
+            self._notes.say(
+                "It is not kept. Say it in other words, or see /guardrail for the categories and "
+                "the modes."
+            )
+            return
         if finished is None or not finished.text:
             self._notes.say("Nothing was written; the conversation is as it was before.")
             return
-        writer.end()
         if finished.finish_reason == "loop":
             self._notes.warn("The answer began to repeat itself and was stopped; /retry asks anew.")
         elif finished.truncated:

@@ -141,9 +141,21 @@ class Settings:
         live=True,
     )
     guardrail: str = _row(
-        str, OFF, "Put the paper's safety prompt before the system prompt.", choices=MODES,
+        str,
+        OFF,
+        "prompt puts the paper's safety prompt before the system prompt, moderate classifies "
+        "questions and answers, too, and strict shows no answer before it is classified.",
+        choices=MODES,
         live=True,
-    )  # fmt: skip
+    )
+    categories: str | None = _row(
+        str,
+        None,
+        "What moderation tells apart: paper, mistral, llama-guard or a TOML file (default: the "
+        "paper's, or Llama Guard's for a moderator of its kind).",
+        live=True,
+    )
+    moderator: str | None = _row(str, None, "Model that moderates (default: the one that answers).")
     system: str | None = _row(str, None, "System prompt (default: the model's own).")
     system_position: str | None = _row(
         str,

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .qtensor import QuantSpec as QuantSpec
     from .qtensor import QuantTensor as QuantTensor
     from .sampling import Sampling as Sampling
+    from .scoring import score as score
 
 _HOMES = {
     "cache": ("RollingCache",),
@@ -61,6 +62,7 @@ _HOMES = {
     "model": ("Model", "Session"),
     "qtensor": ("QuantSpec", "QuantTensor"),
     "sampling": ("Sampling",),
+    "scoring": ("score",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +200,24 @@ class Session:
         """
         self.cache.trim(position)
         del self.ids[position:]
+
+    def reuse(self, ids: Sequence[int]) -> int:
+        """Forget what ``ids`` does not begin with; how many of them need not be fed again.
+
+        The last id is never counted, because the logits after it are what one wants. Raises
+        :class:`~quant.errors.CacheError` as :meth:`trim` does.
+
+        >>> session.ids                                      # doctest: +SKIP
+        [1, 9690, 198, 28]
+        >>> session.reuse([1, 9690, 40]), session.ids        # doctest: +SKIP
+        (2, [1, 9690])
+        """
+        pairs = zip(self.ids, ids, strict=False)
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        kept = max(0, min(shared, len(ids) - 1))
+        if kept < self.position:
+            self.trim(kept)
+        return kept
 
     def save(self, path: Path, identity: str) -> int:
         """Write what was read to a file; the bytes it takes. See :mod:`quant.cache_file`."""

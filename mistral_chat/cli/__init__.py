@@ -13,7 +13,16 @@ from collections.abc import Sequence
 import typer
 
 # Importing a module of commands adds them to the application, in the order of the help.
-from mistral_chat.cli import chat, inspect, measure, models, quantize, sessions, shell  # noqa: F401
+from mistral_chat.cli import (  # noqa: F401
+    chat,
+    inspect,
+    measure,
+    models,
+    moderate,
+    quantize,
+    sessions,
+    shell,
+)  # fmt: skip
 from mistral_chat.cli.application import DEFAULT_COMMAND, PROGRAM, app
 from mistral_chat.errors import ClosedPipeError, ExitCode, UsageError, exit_code, sentence
 from quant.errors import QuantError

@@ -16,6 +16,8 @@ from mistral_chat.errors import ExitCode, UsageError
 from mistral_chat.settings import Paths, Settings, resolve
 
 if TYPE_CHECKING:
+    from mistral_chat.chat import Chat
+    from mistral_chat.download import Progress
     from mistral_chat.render import Notes
     from mistral_chat.sessions import SessionFile
 
@@ -60,14 +62,16 @@ def chat(
     paths = Paths.from_environment(os.environ)
     settings = resolve(flags, os.environ, paths)
 
-    from mistral_chat.chat import Chat
-    from mistral_chat.engine import ChatEngine, sampling_of
+    from mistral_chat.categories import load_taxonomy
+    from mistral_chat.engine import sampling_of
     from mistral_chat.inputs import gather, standard_input
     from mistral_chat.oneshot import Form, answer
     from mistral_chat.render import Notes
 
     # Made to be checked: a value out of range is told before anything is fetched or loaded.
     sampling_of(settings)
+    if settings.categories is not None:
+        load_taxonomy(settings.categories)
     notes = Notes(quiet, settings.plain)
     words, files = prompt or [], file or []
     stdin = standard_input(words, files)
@@ -76,9 +80,7 @@ def chat(
         form = Form(as_json, as_jsonl, not no_stream)
         with closing(_store(settings, paths, go_on, session)) as store:
             with notes.progress() as progress:
-                engine = ChatEngine.open(settings, paths, progress, force)
-            talk = Chat(engine, settings, store=store)
-            talk.restore_cache()
+                talk = _open(settings, paths, notes, progress, store, force)
             code = answer(talk, text, notes, form, sys.stdout)
             talk.save_cache()
         return code
@@ -89,6 +91,37 @@ def chat(
     with closing(_store(settings, paths, go_on, session) or _new_store(settings, paths)) as store:
         _talk(settings, paths, notes, store, force)
     return ExitCode.DONE
+
+
+def _open(
+    settings: Settings,
+    paths: Paths,
+    notes: Notes,
+    progress: Progress,
+    store: SessionFile | None,
+    force: bool,
+) -> Chat:
+    """The chat, with its model loaded, and the moderator where one is asked for."""
+    from mistral_chat.chat import Chat
+    from mistral_chat.engine import ChatEngine
+    from mistral_chat.guardrail import MODERATING
+    from mistral_chat.moderation import moderator_settings
+
+    def load_now(name: str) -> ChatEngine:
+        return ChatEngine.open(moderator_settings(settings, name), paths, progress, force)
+
+    def load_later(name: str) -> ChatEngine:
+        with notes.progress() as later:
+            return ChatEngine.open(moderator_settings(settings, name), paths, later, force)
+
+    engine = ChatEngine.open(settings, paths, progress, force)
+    talk = Chat(engine, settings, store=store, load_moderator=load_now)
+    if settings.guardrail in MODERATING:
+        # Now, so that categories or a model that cannot be used are told before a question.
+        talk.moderator()
+    talk.load_moderator = load_later
+    talk.restore_cache()
+    return talk
 
 
 @contextmanager
@@ -141,14 +174,11 @@ def _talk(
     from concurrent.futures import Future
     from dataclasses import replace
 
-    from mistral_chat.chat import Chat
     from mistral_chat.engine import ChatEngine, needs_foreground
     from mistral_chat.repl import Repl, open_repl
 
-    def open_chat(progress: Any) -> Chat:
-        talk = Chat(ChatEngine.open(settings, paths, progress, force), settings, store=store)
-        talk.restore_cache()
-        return talk
+    def open_chat(progress: Progress) -> Chat:
+        return _open(settings, paths, notes, progress, store, force)
 
     def switch(name: str) -> ChatEngine:
         with notes.progress() as progress:

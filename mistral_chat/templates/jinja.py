@@ -40,6 +40,9 @@ from quant.errors import CheckpointError
 LONGEST = 1 << 20
 """Characters that a template may write beside the messages' own."""
 
+_VERDICT = re.compile(r"\bsafe\b.*\bunsafe\b", re.DOTALL | re.IGNORECASE)
+"""How Llama Guard's templates, and those made after them, say what they want to be told."""
+
 _PRIVATE = range(0xF0000, 0x10FFFE)
 
 
@@ -143,6 +146,7 @@ class JinjaTemplate(ChatTemplate):
 
     def __init__(self, tokenizer: Tokenizer, source: str, stop_ids: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
+        self.judges = _VERDICT.search(source) is not None
         ends = stop_ids or (tokenizer.eos_id,)
         self.stop_ids = tuple(i for i in ends if i is not None)
         sandbox = _Sandbox(
@@ -175,6 +179,13 @@ class JinjaTemplate(ChatTemplate):
     def segments(self, messages: Sequence[Message]) -> list[Segment]:
         """The parts and their ids, BOS once; raises UsageError where the template refuses."""
         check_roles(messages)
+        return self._segments(messages)
+
+    def transcript(self, messages: Sequence[Message]) -> list[Segment]:
+        """The parts and their ids, for a template that judges."""
+        return self._segments(messages) if self.judges else super().transcript(messages)
+
+    def _segments(self, messages: Sequence[Message]) -> list[Segment]:
         parts = self.parts(messages)
         bos = self._tokenizer.bos_id
         if bos is not None and self._tokenizer.adds_bos:

@@ -55,6 +55,9 @@ class ChatTemplate(ABC):
     name: str
     stop_ids: tuple[int, ...]
 
+    judges = False
+    """Whether it asks the model to call what was said ``safe`` or ``unsafe``, not to answer it."""
+
     @abstractmethod
     def segments(self, messages: Sequence[Message]) -> list[Segment]:
         """Ids of the conversation up to where the model's answer begins, part by part.
@@ -65,6 +68,16 @@ class ChatTemplate(ABC):
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """The ids of all segments; raises UsageError as :meth:`segments` does."""
         return [token for segment in self.segments(messages) for token in segment.ids]
+
+    def transcript(self, messages: Sequence[Message]) -> list[Segment]:
+        """Ids that ask for a verdict on the last message, which may be an answer.
+
+        Raises UnsupportedError where the template does not judge.
+        """
+        raise UnsupportedError(
+            f"The chat format {self.name} asks for an answer to {len(messages)} messages, not for "
+            "a verdict on them; choose a model made to classify."
+        )
 
 
 def written(before: str, text: str, after: str, role: Role) -> Text:

@@ -11,5 +11,6 @@ from mistral_chat.engine import ChatEngine
 if __name__ == "__main__":
     engine = FakeEngine(json.loads(os.environ["FAKE_ANSWERS"]))
     engine.session.max_context = int(os.environ.get("FAKE_CONTEXT", "100"))
+    engine.rules = json.loads(os.environ.get("FAKE_RULES", "{}"))
     ChatEngine.open = classmethod(lambda cls, settings, paths, progress, force=False: engine)
     main()

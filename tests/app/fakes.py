@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import re
 import signal
 import time
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,36 @@ class FakeModel:
     weight_bytes: int = 2_000_000
 
 
+class FakeScorer:
+    """Finds a text to be what a word in it says: ``rules`` maps words to a label's place, and to
+    its probability where that is not 0.9.
+    """
+
+    max_context = 2000
+
+    def __init__(self, tokenizer: Tokenizer, rules: Mapping[str, Any]) -> None:
+        self.tokenizer, self.rules = tokenizer, rules
+        self.judged: list[str] = []
+        self.interrupted = False
+
+    def score(
+        self,
+        ids: Sequence[int],
+        continuations: Sequence[Sequence[int]],
+        cancel: Callable[[], bool] | None = None,
+    ) -> list[float] | None:
+        if self.interrupted or (cancel is not None and cancel()):
+            return None
+        text = self.tokenizer.show(ids).split("=====\n")[1].rsplit("\n=====", 1)[0]
+        self.judged.append(text)
+        place, chance = 0, 0.9
+        for word, rule in self.rules.items():
+            if word in text:
+                place, chance = rule if isinstance(rule, tuple) else (rule, 0.9)
+        rest = (1 - chance) / (len(continuations) - 1)
+        return [math.log(chance if each == place else rest) for each in range(len(continuations))]
+
+
 class FakeEngine:
     """Answers from a queue: a text, an error to raise, or ``...`` for one that never ends."""
 
@@ -147,6 +178,17 @@ class FakeEngine:
         self.session = FakeSession()
         self.tokenizer = tokenizer_from_gguf(tiny_metadata())
         self.template = template_for(self.tokenizer)
+        self.rules: dict[str, Any] = {}
+        self.scorers: list[FakeScorer] = []
+
+    def scorer(self, context: int) -> FakeScorer:
+        self.scorers.append(FakeScorer(self.tokenizer, self.rules))
+        return self.scorers[-1]
+
+    @property
+    def judged(self) -> list[str]:
+        """The texts that were judged."""
+        return [text for scorer in self.scorers for text in scorer.judged]
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """A token for each word."""

@@ -61,6 +61,8 @@ class RememberingSession:
             raise CacheError("The ring has wrapped.")
         del self.ids[position:]
 
+    reuse = quant.Session.reuse
+
 
 class ScriptedGeneration:
     """Yields the ids it is given, as quant.generate would."""

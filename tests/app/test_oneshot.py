@@ -120,7 +120,7 @@ def test_json_is_one_object_with_everything(engine: FakeEngine, command: Command
         "model": {"name": "fake", "digest": "d" * 64},
         "template": "chatml",
         "truncated": False,
-        "guardrail": "off",
+        "guardrail": {"mode": "off", "verdicts": []},
     }
 
 

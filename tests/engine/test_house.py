@@ -14,19 +14,21 @@ errors config qtensor jit simd tiles kernels.threads kernels.matmul kernels.poin
 kernels.attention kernels.program kernels.probes kernels.quantize
 quantizers.grids quantizers.rounding quantizers.gptq quantizers.recipe quantizers.rotation
 quantizers weights cache cache_file scratch reference cpu backend calibration model divergence
-sampling generation
+sampling generation scoring
 checkpoints.names checkpoints.checkpoint checkpoints.tensors checkpoints.blocks checkpoints.gguf
 checkpoints.folders checkpoints.pickles checkpoints.conversion checkpoints.dequantized
 checkpoints.rotated checkpoints.native checkpoints.comparison checkpoints bench
 """.split()
 
 CHAT = """
-errors guardrail settings messages tokenizers.detokenizer tokenizers.config tokenizers.sentencepiece
-tokenizers.tekken tokenizers.huggingface tokenizers templates.parts templates.mistral
+errors guardrail settings categories messages
+tokenizers.detokenizer tokenizers.config tokenizers.sentencepiece tokenizers.tekken
+tokenizers.huggingface tokenizers templates.parts templates.mistral
 templates.chatml templates.jinja templates download hub models families info texts planning
-quantizing pulling inputs loops engine sessions chat markdown render bench warmup commands
+quantizing pulling inputs loops engine moderation
+evaluation moderating sessions chat markdown render bench warmup commands
 template_view repl oneshot doctor shells
-cli.application cli.chat cli.inspect cli.measure cli.models cli.quantize
+cli.application cli.chat cli.inspect cli.measure cli.models cli.moderate cli.quantize
 cli.sessions cli.shell cli __main__
 """.split()
 

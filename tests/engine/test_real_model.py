@@ -75,3 +75,19 @@ def test_the_numpy_backend_says_the_same(model: quant.Model, ids: list[int]) -> 
         for backend in ("numpy", "cpu")
     ]
     assert texts[0] == texts[1]
+
+
+def test_labels_are_scored_as_by_plain_numpy(folder: Path, model: quant.Model) -> None:
+    tokenizer = load_tokenizer(folder)
+    prompt = tokenizer.encode("Is this fine, or illegal, or advice of no expert? A joke. It is")
+    words = (" fine", " illegal", " illegal advice", " advice of no expert", " a joke")
+    labels = [tokenizer.encode(word) for word in words]
+    scores = quant.score(model.session(max_context=128), prompt, labels)
+    expected = []
+    for label in labels:
+        logits = forward(model.config, model.weights, [*prompt, *label]).astype(np.float64)
+        chances = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        rows = np.arange(len(prompt) - 1, len(prompt) + len(label) - 1)
+        expected.append(chances[rows, label].sum())
+    assert scores is not None
+    np.testing.assert_allclose(scores, expected, atol=1e-3)

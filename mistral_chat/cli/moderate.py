@@ -1,0 +1,203 @@
+"""``mistral-chat moderate``: verdicts on texts, and how good they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mistral_chat.cli.application import PROGRAM, AsJson, Quiet, app, option
+from mistral_chat.errors import ExitCode, UsageError
+from mistral_chat.messages import Role
+from mistral_chat.settings import Paths, resolve
+
+if TYPE_CHECKING:
+    from mistral_chat.moderating import Line
+    from mistral_chat.moderation import Moderator
+    from mistral_chat.render import Notes
+
+
+@app.command()
+def moderate(
+    text: Annotated[
+        list[str] | None,
+        typer.Argument(help="The text; '-' is standard input.", show_default=False),
+    ] = None,
+    file: Annotated[
+        list[Path] | None,
+        typer.Option("--file", "-f", help="Put a file before the text; may be repeated."),
+    ] = None,
+    role: Annotated[
+        str, typer.Option(help="Who wrote the text: user or assistant.")
+    ] = Role.USER.value,
+    as_jsonl: Annotated[
+        bool,
+        typer.Option(
+            "--jsonl",
+            help='Read lines of JSON with a "text" (and a "role", a "question"), print each with '
+            'its "verdict".',
+        ),
+    ] = False,
+    evaluate: Annotated[
+        str | None,
+        typer.Option(
+            help='Measure the moderator on lines of JSON with "text" and "label"; "examples" is '
+            "the set that ships.",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="With --evaluate: write the plot as SVG.", metavar="FILE"),
+    ] = None,
+    save_categories: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --evaluate: write the categories with calibrated thresholds; else as they "
+            "are, to be changed.",
+            metavar="FILE",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Load the model even if memory seems too short.")
+    ] = False,
+    model: Annotated[str | None, option("model", "-m")] = None,
+    moderator: Annotated[str | None, option("moderator")] = None,
+    categories: Annotated[str | None, option("categories")] = None,
+    threads: Annotated[int | None, option("threads")] = None,
+    prefill: Annotated[str | None, option("prefill")] = None,
+) -> int:
+    """Classify texts: a verdict of a model, by the probabilities of categories.
+
+    The exit code is 3 where a text was refused.
+    """
+    flags = {
+        "model": model, "moderator": moderator, "categories": categories, "threads": threads,
+        "prefill": prefill,
+    }  # fmt: skip
+    paths = Paths.from_environment(os.environ)
+    settings = resolve(flags, os.environ, paths)
+    if role not in (Role.USER, Role.ASSISTANT):
+        raise UsageError(f"--role is user or assistant, not {role!r}.")
+    if plot is not None and evaluate is None:
+        raise UsageError("--plot draws an evaluation; give it one with --evaluate FILE.")
+
+    from mistral_chat.categories import PAPER, load_taxonomy
+    from mistral_chat.engine import ChatEngine
+    from mistral_chat.evaluation import SHIPPED, shipped_examples
+    from mistral_chat.inputs import gather, read_file, standard_input
+    from mistral_chat.moderating import read_lines
+    from mistral_chat.moderating import save_categories as save
+    from mistral_chat.moderation import moderator_settings, open_moderator
+    from mistral_chat.render import Notes
+
+    # Looked at before a model is loaded, which takes longer.
+    taxonomy = load_taxonomy(settings.categories or PAPER)
+    words, files = text or [], file or []
+    notes = Notes(quiet, settings.plain)
+
+    def opened() -> Moderator:
+        with notes.progress() as progress:
+            chosen = moderator_settings(settings, settings.moderator or settings.model)
+            engine = ChatEngine.open(chosen, paths, progress, force)
+        return open_moderator(engine, settings.categories)
+
+    if evaluate is not None:
+        data = shipped_examples() if evaluate == SHIPPED else read_file(Path(evaluate))
+        return _evaluate(opened(), data, evaluate, plot, save_categories, as_json, notes)
+    if save_categories is not None:
+        save(taxonomy, save_categories)
+        notes.say(f"{save_categories} holds the categories of {taxonomy.source}.")
+        return ExitCode.DONE
+    stdin = standard_input(words, files)
+    if as_jsonl:
+        if words or files or stdin is None:
+            raise UsageError("--jsonl reads lines of JSON from standard input; pipe them in.")
+        lines = read_lines(stdin.read(), "standard input", Role(role))
+        return _judge_lines(opened(), lines)
+    if not (words or files or stdin is not None):
+        raise UsageError(f'There is no text to classify; write one: {PROGRAM} moderate "a text".')
+    whole = gather(words, files, stdin, f'{PROGRAM} moderate "a text"')
+    return _judge_text(opened(), whole, Role(role), as_json, notes)
+
+
+def _judge_text(
+    moderator: Moderator, text: str, role: Role, as_json: bool, notes: Notes
+) -> ExitCode:
+    from rich.console import Console
+
+    from mistral_chat.engine import stopped_by_interrupt
+    from mistral_chat.moderating import to_json, verdict_table
+
+    with stopped_by_interrupt() as cancel, notes.progress() as progress:
+        verdict = moderator.judge(
+            text,
+            role,
+            progress=lambda done, total: progress("Classifying", done, total),
+            cancel=cancel,
+        )
+    if verdict is None:
+        return ExitCode.INTERRUPTED
+    if as_json:
+        typer.echo(to_json({"model": moderator.name, **verdict.record()}))
+    else:
+        Console().print(verdict_table(verdict, moderator.taxonomy))
+    return ExitCode.REFUSED if verdict.refused else ExitCode.DONE
+
+
+def _judge_lines(moderator: Moderator, lines: Sequence[Line]) -> ExitCode:
+    from mistral_chat.engine import stopped_by_interrupt
+    from mistral_chat.moderating import to_json
+
+    refused = False
+    with stopped_by_interrupt() as cancel:
+        for line in lines:
+            verdict = moderator.judge(line.text, line.role, line.question, cancel=cancel)
+            if verdict is None:
+                return ExitCode.INTERRUPTED
+            typer.echo(to_json({**line.values, "verdict": verdict.record()}))
+            refused |= verdict.refused
+    return ExitCode.REFUSED if refused else ExitCode.DONE
+
+
+def _evaluate(
+    moderator: Moderator,
+    data: bytes,
+    place: str,
+    plot: Path | None,
+    categories: Path | None,
+    as_json: bool,
+    notes: Notes,
+) -> ExitCode:
+    from rich.console import Console
+
+    from mistral_chat.engine import stopped_by_interrupt
+    from mistral_chat.evaluation import evaluate, read_examples
+    from mistral_chat.moderating import evaluation_report, save_categories, save_plot, to_json
+
+    examples = read_examples(data, place, moderator.taxonomy)
+    with stopped_by_interrupt() as cancel, notes.progress() as progress:
+        evaluation = evaluate(
+            moderator,
+            examples,
+            lambda done, total: progress("Classifying", done, total),
+            cancel,
+        )
+    if evaluation is None:
+        return ExitCode.INTERRUPTED
+    if as_json:
+        typer.echo(to_json(evaluation.record()))
+    else:
+        Console().print(evaluation_report(evaluation))
+    if plot is not None:
+        save_plot(evaluation, plot)
+    if categories is not None:
+        save_categories(evaluation.calibrated(), categories)
+        notes.say(f"{categories} holds the calibrated thresholds; --categories takes it.")
+    return ExitCode.DONE

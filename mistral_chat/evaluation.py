@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mistral_chat.errors import UsageError
-from mistral_chat.guardrail import Taxonomy, Verdict, against
+from mistral_chat.guardrail import Taxonomy, Verdict
 from mistral_chat.moderation import Moderator
 from mistral_chat.settings import nearest
 
@@ -164,13 +164,14 @@ class Evaluation:
 
     @cached_property
     def shares(self) -> Floats:
-        """Each category's probability against acceptable, float64 [n, categories]."""
-        names = [category.name for category in self.taxonomy.categories]
-        rows = [
-            [against(each.probabilities, name, self.taxonomy.acceptable) for name in names]
-            for each in self.verdicts
-        ]
-        return np.array(rows)
+        """Each category's share (:meth:`Taxonomy.share`), float64 [n, categories]."""
+        taxonomy = self.taxonomy
+        return np.array(
+            [
+                [taxonomy.share(category, each.probabilities) for category in taxonomy.categories]
+                for each in self.verdicts
+            ]
+        )
 
     @property
     def rates(self) -> Rates:

@@ -64,9 +64,9 @@ DEFAULT_THRESHOLD = 0.5
 class Category:
     """A kind of text that is to be told from acceptable ones.
 
-    It applies where its probability against acceptable, see :func:`decide`, is at least
-    ``threshold`` (0 to 1). ``code`` is what a dedicated classifier calls it, such as ``S1``. Raises
-    UsageError for a threshold out of range.
+    It applies where its share, see :meth:`Taxonomy.share`, is at least ``threshold`` (0 to 1).
+    ``code`` is what a dedicated classifier calls it, such as ``S1``. Raises UsageError for a
+    threshold out of range.
     """
 
     name: str
@@ -118,12 +118,35 @@ class Taxonomy:
         """Every label a text can get, ``acceptable`` first."""
         return (self.acceptable, *(category.name for category in self.categories))
 
+    def share(self, category: Category, probabilities: Mapping[str, float]) -> float:
+        """A category's probability against that of all labels whose action is milder.
+
+        That is p / (p + theirs), 0 to 1; acceptable is milder than any. So categories that resemble
+        each other, and share a text's probability, do not help it to pass, and what is surely worth
+        a warning alone is not refused for the little that is left. Where all categories have the
+        same action, 0.5 asks whether the model would rather answer with this one or with
+        acceptable.
+
+        >>> fraud, advice = Category("fraud", ""), Category("advice", "", Action.WARN)
+        >>> taxonomy = Taxonomy("an example", (fraud, advice))
+        >>> chances = {"acceptable": 0.2, "fraud": 0.3, "advice": 0.5}
+        >>> taxonomy.share(fraud, chances), round(taxonomy.share(advice, chances), 2)
+        (0.3, 0.71)
+        """
+        own = probabilities[category.name]
+        milder = probabilities[self.acceptable] + sum(
+            probabilities[each.name]
+            for each in self.categories
+            if each.action.severity < category.action.severity
+        )
+        return own / (own + milder) if own > 0 else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What a text was found to be.
 
-    ``category`` is a category's name, and ``probability`` its probability against acceptable, which
+    ``category`` is a category's name, and ``probability`` its share (:meth:`Taxonomy.share`), which
     reached ``threshold``; or the label for acceptable texts, with its own probability and a
     threshold of None. ``probabilities`` is the distribution over all labels, ``ids`` the tokens
     that were judged, the classification prompt around them included. Of a text longer than a window
@@ -168,43 +191,29 @@ class Verdict:
         }
 
 
-def against(probabilities: Mapping[str, float], name: str, acceptable: str) -> float:
-    """The probability of a label if there were but it and the acceptable one.
-
-    >>> against({"acceptable": 0.2, "fraud": 0.3, "malware": 0.5}, "fraud", "acceptable")
-    0.6
-    """
-    both = probabilities[name] + probabilities[acceptable]
-    return probabilities[name] / both if both > 0 else 0.0
-
-
 def decide(
     taxonomy: Taxonomy, probabilities: Mapping[str, float], ids: Iterable[int] = ()
 ) -> Verdict:
     """The verdict for the probabilities of all labels.
 
-    Each category is held against acceptable alone, p / (p + p of acceptable), so that categories
-    which resemble each other, and share a text's probability, do not help it to pass; a threshold
-    of 0.5 asks which of the two the model would rather answer. Of the categories that reach their
-    thresholds the one with the severest action counts, and of those the likeliest.
+    Of the categories whose shares reach their thresholds the one with the severest action counts,
+    and of those the likeliest.
 
     >>> taxonomy = Taxonomy("an example", (
     ...     Category("advice", "medical or legal", Action.WARN),
     ...     Category("fraud", "cheating people", Action.REFUSE),
     ... ))
-    >>> decide(taxonomy, {"acceptable": 0.2, "advice": 0.5, "fraud": 0.3}).category
+    >>> decide(taxonomy, {"acceptable": 0.2, "advice": 0.3, "fraud": 0.5}).category
     'fraud'
-    >>> decide(taxonomy, {"acceptable": 0.4, "advice": 0.25, "fraud": 0.35}).category
-    'acceptable'
+    >>> decide(taxonomy, {"acceptable": 0.2, "advice": 0.5, "fraud": 0.3}).category
+    'advice'
     """
-    acceptable = taxonomy.acceptable
-    shares = {
-        each.name: against(probabilities, each.name, acceptable) for each in taxonomy.categories
-    }
+    shares = {each.name: taxonomy.share(each, probabilities) for each in taxonomy.categories}
     reached = [each for each in taxonomy.categories if shares[each.name] >= each.threshold]
     rest = dict(probabilities), tuple(ids)
     if not reached:
-        return Verdict(acceptable, Action.ALLOW, probabilities[acceptable], None, *rest)
+        chance = probabilities[taxonomy.acceptable]
+        return Verdict(taxonomy.acceptable, Action.ALLOW, chance, None, *rest)
     chosen = max(reached, key=lambda each: (each.action.severity, shares[each.name]))
     return Verdict(chosen.name, chosen.action, shares[chosen.name], chosen.threshold, *rest)
 

@@ -15,7 +15,7 @@ from rich.text import Text
 from mistral_chat.categories import to_toml
 from mistral_chat.errors import UsageError
 from mistral_chat.evaluation import Evaluation, Rates, json_lines
-from mistral_chat.guardrail import Taxonomy, Verdict, against
+from mistral_chat.guardrail import Taxonomy, Verdict
 from mistral_chat.messages import Role
 
 PLOT_ROWS = 10
@@ -56,11 +56,11 @@ def read_lines(data: bytes, place: str, role: Role) -> list[Line]:
 
 def verdict_table(verdict: Verdict, taxonomy: Taxonomy) -> Group:
     """A verdict to be read: a row for each label, then what it comes to."""
-    table = Table("category", "probability", "against acceptable", "threshold", "action")
+    table = Table("category", "probability", "against milder", "threshold", "action")
     chance = verdict.probabilities[taxonomy.acceptable]
     table.add_row(Text(taxonomy.acceptable), f"{chance:.3f}")
     for each in taxonomy.categories:
-        share = against(verdict.probabilities, each.name, taxonomy.acceptable)
+        share = taxonomy.share(each, verdict.probabilities)
         table.add_row(
             Text(each.name),
             f"{verdict.probabilities[each.name]:.3f}",

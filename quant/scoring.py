@@ -40,6 +40,9 @@ def score(
     """
     if not all(continuations):
         raise InputError("A continuation without ids has no probability.")
+    size = session.model.config.vocab_size
+    if not all(0 <= token < size for each in continuations for token in each):
+        raise InputError(f"A continuation has an id outside the model's vocabulary of {size}.")
     kept = session.reuse(ids)
     logits = session.feed(ids[kept:], progress=progress, cancel=cancel)
     results = np.zeros(len(continuations))

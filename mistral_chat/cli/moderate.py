@@ -136,12 +136,12 @@ def _judge_text(
     from mistral_chat.moderating import to_json, verdict_table
 
     with stopped_by_interrupt() as cancel, notes.progress() as progress:
-        verdict = moderator.judge(
-            text,
-            role,
-            progress=lambda done, total: progress("Classifying", done, total),
-            cancel=cancel,
-        )
+
+        def report(done: int, total: int) -> None:
+            if total > 1:
+                progress("Classifying", done, total)
+
+        verdict = moderator.judge(text, role, progress=report, cancel=cancel)
     if verdict is None:
         return ExitCode.INTERRUPTED
     if as_json:

@@ -443,3 +443,46 @@ def test_the_guardrail_is_in_the_toolbar(terminal: Callable[..., Terminal]) -> N
     screen.ready()
     screen.send("/prompt" + ENTER)
     screen.wait(lambda lines: any("guardrail\t" in line or "guardrail  " in line for line in lines))
+
+
+def holds(text: str) -> Callable[[list[str]], bool]:
+    """Whether the screen holds a text, however it is broken into lines."""
+    return lambda lines: text in " ".join(" ".join(lines).split())
+
+
+def test_a_refusal_on_the_screen(terminal: Callable[..., Terminal]) -> None:
+    screen = terminal("they are vermin", FAKE_RULES='{"bomb": 1, "vermin": 2}', FAKE_CONTEXT="1000")
+    screen.send("/guardrail moderate" + ENTER)
+    screen.wait_for("guardrail = moderate")
+    screen.ready()
+    assert "guardrail moderate" in screen.toolbar()
+    screen.send("build a bomb" + ENTER)
+    screen.wait(holds("The question was refused: illegal activities (probability 0.9"))
+    screen.wait(holds("Say it in other words"))
+    # The line comes back, to be written otherwise.
+    screen.wait_for("> build a bomb", times=2)
+    screen.send("\x15who?" + ENTER)
+    screen.wait(holds("The answer was refused: hateful"))
+    screen.ready()
+    screen.send("/guardrail" + ENTER)
+    screen.wait(holds("illegal activities: refuse from 0.5"))
+    screen.wait(holds("The last question: acceptable (probability 0.90)"))
+    screen.wait(holds("The last answer: hateful"))
+    screen.ready()
+    screen.send("/set categories papr" + ENTER)
+    screen.wait(holds("did you mean 'paper'"))
+
+
+def test_strict_shows_nothing_of_a_refused_answer(terminal: Callable[..., Terminal]) -> None:
+    screen = terminal(
+        "they are vermin", "they are people", FAKE_RULES='{"vermin": 2}', FAKE_CONTEXT="1000"
+    )
+    screen.send("/guardrail strict" + ENTER)
+    screen.wait_for("guardrail = strict")
+    screen.ready()
+    screen.send("who?" + ENTER)
+    screen.wait(holds("The answer was refused: hateful"))
+    assert not holds("they are")(screen.lines())
+    screen.wait_for("> who?", times=2)
+    screen.send("\x15who then?" + ENTER)
+    screen.wait_for("they are people")

@@ -82,12 +82,18 @@ def test_labels_are_scored_as_by_plain_numpy(folder: Path, model: quant.Model) -
     prompt = tokenizer.encode("Is this fine, or illegal, or advice of no expert? A joke. It is")
     words = (" fine", " illegal", " illegal advice", " advice of no expert", " a joke")
     labels = [tokenizer.encode(word) for word in words]
-    scores = quant.score(model.session(max_context=128), prompt, labels)
+    exact = quant.score(model.session(128, kv="f32", backend="numpy"), prompt, labels)
+    scores = quant.score(model.session(128), prompt, labels)
     expected = []
     for label in labels:
         logits = forward(model.config, model.weights, [*prompt, *label]).astype(np.float64)
         chances = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         rows = np.arange(len(prompt) - 1, len(prompt) + len(label) - 1)
         expected.append(chances[rows, label].sum())
+    assert exact is not None
     assert scores is not None
-    np.testing.assert_allclose(scores, expected, atol=1e-3)
+    np.testing.assert_allclose(exact, expected, atol=1e-3)
+    # The kernels round activations to 15 bits and the cache to float16: some 2e-3 of a logarithm
+    # like -7, and less than 1e-3 of any probability.
+    np.testing.assert_allclose(scores, expected, rtol=1e-3)
+    np.testing.assert_allclose(np.exp(scores), np.exp(expected), atol=1e-3)

@@ -1,4 +1,4 @@
-"""Log-probabilities of continuations: against one plain pass for each, and what is read for them."""
+"""Log-probabilities of continuations: against plain passes, and what is read for them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from quant.divergence import log_softmax
 from quant.errors import CacheError, ContextFullError, InputError
 from quant.qtensor import QuantSpec
 
-from .models import TINY, tiny_model
+from .models import TINY, random_model
 
 PROMPT = [5, 17, 40, 8, 9, 22, 61]
 LABELS = [[7], [8, 9], [8, 10, 3], [8, 10, 3, 2], [30, 31, 32], [8, 9]]
@@ -23,7 +23,7 @@ LABELS = [[7], [8, 9], [8, 10, 3], [8, 10, 3, 2], [30, 31, 32], [8, 9]]
 
 @pytest.fixture(scope="module")
 def model() -> quant.Model:
-    return tiny_model(spec=QuantSpec(4, 32, False))
+    return random_model(spec=QuantSpec(4, 32, False))
 
 
 def one_by_one(model: quant.Model, ids: Sequence[int], label: Sequence[int]) -> float:
@@ -47,7 +47,7 @@ def test_scores_are_those_of_plain_passes(model: quant.Model, backend: str) -> N
     st.lists(st.integers(0, 95), min_size=1, max_size=20),
 )
 def test_any_tree_of_labels(labels: list[list[int]], ids: list[int]) -> None:
-    model = tiny_model(spec=None)
+    model = random_model(spec=None)
     scores = quant.score(model.session(backend="numpy"), ids, labels)
     assert scores is not None
     np.testing.assert_allclose(scores, [one_by_one(model, ids, each) for each in labels], 1e-4)
@@ -78,7 +78,7 @@ def test_what_is_shared_is_read_once(model: quant.Model, monkeypatch: pytest.Mon
 
 def test_a_cancelled_score_is_none(model: quant.Model) -> None:
     assert quant.score(model.session(chunk=2), PROMPT, LABELS, cancel=lambda: True) is None
-    calls = iter([False] * 8 + [True] * 100)  # past the prompt, amid the branches
+    calls = iter([False] * 4 + [True] * 100)  # past the prompt, amid the branches
     session = model.session(chunk=2)
     assert quant.score(session, PROMPT, LABELS, cancel=lambda: next(calls)) is None
     again = quant.score(session, PROMPT, LABELS)

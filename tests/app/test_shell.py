@@ -77,7 +77,7 @@ def test_two_commands_of_one_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "found"),
     [
-        (["mod"], ["models"]),
+        (["mod"], ["models", "moderate"]),
         (["sessions", "ex"], ["export"]),
         (["sessions", "export", "wo"], ["work"]),
         (["--session", ""], ["work"]),

@@ -9,13 +9,14 @@ of tokens. So the forward pass is written once, and each device decides how to c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from .cache import KeyValues
 from .config import ModelConfig
+from .devices import check_device
 from .errors import ConfigError
 from .qtensor import Floats
 from .weights import Matrix
@@ -97,22 +98,51 @@ class Program(Protocol):
     def run(self, tokens: int, position: int, head_first: int, head_tokens: int) -> None:
         """Run all steps for ``tokens`` ids at ``position``; logits of ``head_tokens`` tokens."""
 
+    def read_back(self) -> None:
+        """Bring the cache's arrays up to date, where a device holds what was written since."""
 
-BACKENDS = ("cpu", "numpy")
+    def take_up(self) -> None:
+        """Take over the cache's arrays, which were filled from elsewhere."""
+
+
+BACKENDS = ("cpu", "numpy", "cuda")
 
 
 def new_program(
-    backend: str, config: ModelConfig, tokens: int, planes: int, threads: int
+    backend: str,
+    config: ModelConfig,
+    tokens: int,
+    planes: int,
+    threads: int,
+    shared: dict[int, Any],
+    gpu_layers: int | None = None,
 ) -> Program:
     """An empty program of ``backend`` for chunks of up to ``tokens`` tokens.
 
-    ``planes`` (1 or 2) is the precision of a prompt's activations in bytes. Raises
-    :class:`~quant.errors.ConfigError` for a backend that does not exist.
+    ``planes`` (1 or 2) is the precision of a prompt's activations in bytes; ``shared`` is what a
+    device keeps for all sessions of a model; of the layers the last ``gpu_layers`` run on the GPU
+    (None: all), the others on the processor. Raises :class:`~quant.errors.ConfigError` for a
+    backend that does not exist, :class:`~quant.errors.DeviceError` for a GPU that is not there.
     """
-    if backend == "cpu":
+    if backend == "cuda":
+        check_device()
+    host = backend == "cpu" or (backend == "cuda" and gpu_layers == 0)
+    split = backend == "cuda" and 0 < (gpu_layers or 0) < config.num_hidden_layers
+    if host or split:
         from .cpu import CpuProgram  # compiled kernels take half a second to import
 
-        return CpuProgram(config, tokens, planes, threads)
+        processor = CpuProgram(config, tokens, planes, threads)
+        if host:
+            return processor
+    if backend == "cuda":
+        from .cuda.program import CudaProgram  # only where it is asked for
+
+        device = CudaProgram(config, tokens, planes, shared)
+        if not split:
+            return device
+        from .split import SplitProgram
+
+        return SplitProgram(processor, device, config.num_hidden_layers - (gpu_layers or 0))
     if backend == "numpy":
         from .reference import ReferenceProgram
 

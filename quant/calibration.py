@@ -130,7 +130,7 @@ class LayerPass:
         return program
 
     def _program(self) -> Program:
-        return new_program(self._backend, self._single, self._longest, 2, self._threads)
+        return new_program(self._backend, self._single, self._longest, 2, self._threads, {})
 
     def _run(self, program: Program, stream: Floats) -> None:
         self._scratch.x[: len(stream), : stream.shape[1]] = stream

@@ -268,6 +268,12 @@ class CpuProgram:
     def compile(self) -> None:
         steps.run(*_nothing(self._kv))
 
+    def read_back(self) -> None:
+        """Nothing: it is there."""
+
+    def take_up(self) -> None:
+        """Nothing: it is there."""
+
     def is_compiled(self) -> bool:
         return is_compiled(steps.run, *_nothing(self._kv))
 

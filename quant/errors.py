@@ -27,6 +27,10 @@ class StorageError(QuantError):
     """Files could not be written: the disk is full, read-only, or the target exists."""
 
 
+class DeviceError(QuantError):
+    """A GPU was asked for that is not there, or what is to lie on it does not fit."""
+
+
 class CacheError(QuantError):
     """The key/value cache no longer holds what was asked of it."""
 

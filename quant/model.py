@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -67,6 +68,8 @@ class Model:
         self.weights = weights
         self.source = source
         self._identify = identify
+        # Twins of weights on a device, by the identity of the matrix.
+        self.on_device: dict[int, Any] = {}
 
     @cached_property
     def digest(self) -> str:
@@ -88,15 +91,19 @@ class Model:
         backend: str = "cpu",
         threads: int | None = None,
         chunk: int = CHUNK,
+        gpu_layers: int | None = None,
     ) -> Session:
         """A new, empty session.
 
         ``max_context`` is the most tokens it will hold (default: what the model was trained for),
         ``window`` narrows the model's own sliding window, ``kv`` is the cache's element (``f16``,
         ``int8``, or ``f32``), ``prefill`` is ``exact`` or ``fast``, ``chunk`` how many ids are read
-        at once. Raises :class:`~quant.errors.ConfigError` for values that cannot be.
+        at once. ``backend`` is ``cpu``, ``numpy`` or ``cuda``; with the last, ``gpu_layers`` of the
+        layers run on the GPU (default: all). Raises :class:`~quant.errors.ConfigError` for values
+        that cannot be, :class:`~quant.errors.DeviceError` where there is no GPU, and where its
+        memory does not suffice, at the latest when it is first used.
         """
-        return Session(self, max_context, window, kv, prefill, backend, threads, chunk)
+        return Session(self, max_context, window, kv, prefill, backend, threads, chunk, gpu_layers)
 
 
 class Session:
@@ -118,6 +125,7 @@ class Session:
         backend: str,
         threads: int | None,
         chunk: int,
+        gpu_layers: int | None = None,
     ) -> None:
         limit = model.config.max_position_embeddings
         context = limit if max_context is None else max_context
@@ -136,7 +144,13 @@ class Session:
         self.cache = RollingCache(model.config, context, window, kv)
         self._scratch = Scratch.allocate(model.config, self.chunk, kv)
         self._program = new_program(
-            backend, model.config, self.chunk, PLANES[prefill], threads or available_processors()
+            backend,
+            model.config,
+            self.chunk,
+            PLANES[prefill],
+            threads or available_processors(),
+            model.on_device,
+            gpu_layers,
         )
         record_forward(self._program, model.weights, self.cache, self._scratch)
 
@@ -221,6 +235,7 @@ class Session:
 
     def save(self, path: Path, identity: str) -> int:
         """Write what was read to a file; the bytes it takes. See :mod:`quant.cache_file`."""
+        self._program.read_back()
         return write_cache(path, self.cache, self.ids, identity)
 
     def restore(self, path: Path, identity: str) -> None:
@@ -230,6 +245,7 @@ class Session:
         """
         self.trim(0)
         self.ids = read_cache(path, self.cache, identity)
+        self._program.take_up()
 
     def _checked(self, ids: Sequence[int]) -> npt.NDArray[np.int64]:
         array = np.asarray(ids, np.int64)

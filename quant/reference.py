@@ -269,6 +269,12 @@ class ReferenceProgram:
     def compile(self) -> None:
         """Nothing: NumPy is compiled."""
 
+    def read_back(self) -> None:
+        """Nothing: it is there."""
+
+    def take_up(self) -> None:
+        """Nothing: it is there."""
+
     def is_compiled(self) -> bool:
         return True
 

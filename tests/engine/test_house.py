@@ -13,7 +13,9 @@ QUANT = """
 errors config qtensor jit simd tiles kernels.threads kernels.matmul kernels.pointwise
 kernels.attention kernels.program kernels.probes kernels.quantize
 quantizers.grids quantizers.rounding quantizers.gptq quantizers.recipe quantizers.rotation
-quantizers weights cache cache_file scratch reference cpu backend calibration model divergence
+quantizers weights cache cache_file scratch reference cpu devices
+cuda cuda.jit cuda.matmul cuda.pointwise cuda.attention cuda.graphs cuda.memory cuda.program
+split backend calibration model divergence
 sampling generation scoring
 checkpoints.names checkpoints.checkpoint checkpoints.tensors checkpoints.blocks checkpoints.gguf
 checkpoints.folders checkpoints.pickles checkpoints.conversion checkpoints.dequantized

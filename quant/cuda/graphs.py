@@ -1,0 +1,46 @@
+"""A token's launches as one CUDA graph: the device does not wait for Python between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import DeviceError
+from .jit import SIMULATED
+
+
+class Graph:
+    """Launches that are the same each time: carried out once, then recorded, then replayed.
+
+    All that changes from token to token lies in memory of the device, so one recording serves.
+    """
+
+    def __init__(self) -> None:
+        self._ran = False
+        self._recorded: Any = None
+
+    def run(self, stream: Any, launch: Callable[[], None]) -> None:
+        """Do on ``stream`` what ``launch`` does. Raises DeviceError where the driver refuses."""
+        if SIMULATED or not self._ran:
+            # The first time kernels are compiled and loaded, which cannot be recorded.
+            launch()
+            self._ran = True
+            return
+        from cuda.bindings import driver  # there only beside numba-cuda
+
+        if self._recorded is None:
+            mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+            _checked(driver.cuStreamBeginCapture(int(stream), mode))
+            try:
+                launch()
+            finally:
+                graph = _checked(driver.cuStreamEndCapture(int(stream)))
+            self._recorded = _checked(driver.cuGraphInstantiate(graph, 0))
+        _checked(driver.cuGraphLaunch(self._recorded, int(stream)))
+
+
+def _checked(result: tuple[Any, ...]) -> Any:
+    status, *values = result
+    if int(status) != 0:
+        raise DeviceError(f"The GPU's driver refused a graph of launches: {status!s}.")
+    return values[0] if values else None

@@ -16,6 +16,7 @@ from mistral_chat.settings import Paths, Settings
 from quant import Model, QuantSpec, load
 from quant.bench import Result, dot_products, measure, random_model, read_bandwidth
 from quant.checkpoints import DEFAULT_SPEC
+from quant.devices import chosen, copy_bandwidth, describe
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Report:
-    """The measurements, and the machine's own speed taken in the same run."""
+    """The measurements, and the machine's own speed taken in the same run.
+
+    On a GPU, ``device`` is its name, and the bandwidth that of copying within its memory.
+    """
 
     model: str
     weight_bytes: int
     read_gigabytes_per_second: float
     dot_gigamacs_per_second: float
     results: tuple[Result, ...]
+    device: str = "cpu"
 
     def to_json(self) -> str:
         """One JSON object; ``results`` is a list of objects."""
@@ -63,10 +68,12 @@ class Report:
                 share,
             )
         threads = self.results[0].threads if self.results else 0
-        console.print(
-            f"{self.model}: {self.weight_bytes / 1e6:.0f} MB of weights, {threads} threads"
-        )
+        where = f"{threads} threads" if self.device == "cpu" else self.device
+        console.print(f"{self.model}: {self.weight_bytes / 1e6:.0f} MB of weights, {where}")
         console.print(table)
+        if self.device != "cpu":
+            console.print(f"It copies {self.read_gigabytes_per_second:.1f} GB/s, read and written.")
+            return
         console.print(
             f"This machine reads {self.read_gigabytes_per_second:.1f} GB/s and multiplies "
             f"{self.dot_gigamacs_per_second:.0f} billion bytes a second."
@@ -92,8 +99,14 @@ def run_benchmark(plan: Plan, settings: Settings, paths: Paths, progress: Progre
             progress("Measuring", done, total)
         return kept
 
+    backend = chosen(settings.device)
+    device = "cpu" if backend == "cpu" else describe().name
     progress("Measuring", 0, total)
-    bandwidth, products = step(probe(settings.threads) for probe in (read_bandwidth, dot_products))
+    if backend == "cpu":
+        probes = (read_bandwidth, dot_products)
+        bandwidth, products = step(probe(settings.threads) for probe in probes)
+    else:
+        bandwidth, products = step([copy_bandwidth(), 0.0])
     results = step(
         measure(
             model,
@@ -102,9 +115,11 @@ def run_benchmark(plan: Plan, settings: Settings, paths: Paths, progress: Progre
             kv=settings.kv,
             threads=settings.threads,
             rounds=plan.rounds,
+            backend=backend,
+            gpu_layers=settings.gpu_layers,
         )
     )
-    return Report(name, model.weight_bytes, bandwidth, products, tuple(results))
+    return Report(name, model.weight_bytes, bandwidth, products, tuple(results), device)
 
 
 def _model(plan: Plan, settings: Settings, paths: Paths, progress: Progress) -> tuple[Model, str]:

@@ -21,6 +21,7 @@ from mistral_chat.models import list_models
 from mistral_chat.planning import available_memory
 from mistral_chat.settings import Paths, Settings
 from quant.cpu import kernels_compiled
+from quant.devices import copy_bandwidth, describe, missing
 from quant.jit import cache_folder, instruction_set
 from quant.model import available_processors
 
@@ -47,6 +48,7 @@ class Report:
     terminal: dict[str, Any]
     commands: list[str]
     problems: list[str]
+    gpu: str = ""
 
     def to_json(self) -> str:
         """One JSON object in the names of the fields."""
@@ -64,6 +66,7 @@ class Report:
             ("instructions", self.instruction_set),
             ("threads", f"{self.threads}, {self.threading_layer}"),
             ("kernels", f"{', '.join(compiled) or 'none'} compiled in {self.kernel_cache}"),
+            ("GPU", self.gpu),
             ("memory", "unknown" if memory is None else f"{memory / 1e9:.1f} GB free"),
             ("models", ", ".join(f"{k} ({v / 1e6:.0f} MB)" for k, v in self.models.items())),
             *((f"{name} folder", place) for name, place in self.folders.items()),
@@ -90,6 +93,9 @@ def examine(settings: Settings, paths: Paths, environ: Mapping[str, str]) -> Rep
     compiled = {kind: kernels_compiled(kind) for kind in ("f16", "int8")}
     if not compiled[settings.kv]:
         problems.append("The kernels are not compiled yet; 'mistral-chat warmup' does it now.")
+    gpu = _gpu(settings)
+    if settings.device == "cuda" and missing() is not None:
+        problems.append(gpu)
     memory = available_memory()
     folder = cache_folder()
     here = {e.name: e.size for e in list_models(paths) if e.path is not None}
@@ -111,6 +117,7 @@ def examine(settings: Settings, paths: Paths, environ: Mapping[str, str]) -> Rep
         terminal=_terminal(environ),
         commands=commands,
         problems=problems,
+        gpu=gpu,
     )
 
 
@@ -133,6 +140,21 @@ def _terminal(environ: Mapping[str, str]) -> dict[str, Any]:
         "encoding": console.encoding,
         "input": "terminal" if sys.stdin is not None and sys.stdin.isatty() else "no terminal",
     }
+
+
+def _gpu(settings: Settings) -> str:
+    """The GPU with its memory, driver and bandwidth, where one may be used; else why not."""
+    if settings.device == "cpu":
+        return "not asked for (--device cuda)"
+    sentence = missing()
+    if sentence is not None:
+        return sentence
+    device = describe()
+    return (
+        f"{device.name}, compute capability {device.capability}, CUDA {device.driver}, "
+        f"{device.free_bytes / 1e9:.1f} of {device.memory_bytes / 1e9:.1f} GB free, copies "
+        f"{copy_bandwidth(1 << 28):.0f} GB/s"
+    )
 
 
 def _version(name: str) -> str | None:

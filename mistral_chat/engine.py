@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import quant
 from mistral_chat.download import Progress
@@ -31,6 +32,7 @@ from mistral_chat.templates import (
 )
 from mistral_chat.tokenizers import Detokenizer, Tokenizer, check_vocabulary
 from quant.checkpoints import DEFAULT_SPEC, open_checkpoint
+from quant.devices import check_device, chosen
 from quant.errors import CacheError
 
 
@@ -128,10 +130,16 @@ class ChatEngine:
         prefill: str = "exact",
         recommended: Mapping[str, object] | None = None,
         threads: int | None = None,
+        backend: str = "cpu",
+        gpu_layers: int | None = None,
     ) -> None:
         self.recommended: Mapping[str, object] = recommended or {}
         self._prefill = prefill
-        self._threads = threads
+        self._placed: dict[str, Any] = {
+            "threads": threads,
+            "backend": backend,
+            "gpu_layers": gpu_layers,
+        }
         self.model = model
         self.tokenizer = tokenizer
         self.template = template
@@ -169,6 +177,9 @@ class ChatEngine:
                 )
             if not force:
                 check_memory(checkpoint, settings.context, settings.kv)
+            backend = chosen(settings.device)
+            if backend == "cuda":
+                check_device()
             model = quant.load(path, DEFAULT_SPEC)
 
             def open_session() -> quant.Session:
@@ -177,15 +188,18 @@ class ChatEngine:
                     kv=settings.kv,
                     prefill=settings.prefill,
                     threads=settings.threads,
+                    backend=backend,
+                    gpu_layers=settings.gpu_layers,
                 )
 
             engine = cls(
                 model, tokenizer, template, open_session, settings.model, settings.prefill,
-                recommended_sampling(path), settings.threads,
+                recommended_sampling(path), settings.threads, backend, settings.gpu_layers,
             )  # fmt: skip
             kernels.result()
         if not engine.session.is_compiled:
-            progress("Compiling the kernels, once on this computer", 0, 1)
+            what = "Compiling the kernels, once on this computer"
+            progress("Copying the model to the GPU" if backend == "cuda" else what, 0, 1)
         engine.session.compile()
         return engine
 
@@ -270,7 +284,7 @@ class ChatEngine:
         widest = (config.max_position_embeddings, *(each for each in config.windows if each))
         settings = self.session.cache.kind, self._prefill
         # A window as long as the context never moves on, so a label can always be taken back.
-        session = self.model.session(min(context, *widest), None, *settings, threads=self._threads)
+        session = self.model.session(min(context, *widest), None, *settings, **self._placed)
         return SessionScorer(session)
 
     def count_tokens(self, messages: Sequence[Message]) -> int:

@@ -107,6 +107,15 @@ class Settings:
     threads: int | None = _row(
         int, None, "Processor threads (default: one for each core).", minimum=1
     )
+    device: str = _row(
+        str,
+        "cpu",
+        "What computes: the processor, an NVIDIA GPU, or the GPU if there is one.",
+        choices=("cpu", "cuda", "auto"),
+    )
+    gpu_layers: int | None = _row(
+        int, None, "Layers on the GPU; the others stay on the processor (default: all).", minimum=0
+    )
     temperature: float = _row(
         float, 0.7, "Randomness; 0 always takes the likeliest token.", minimum=0, live=True
     )

@@ -19,6 +19,7 @@ from .config import ModelConfig
 from .devices import check_device
 from .errors import ConfigError
 from .qtensor import Floats
+from .sampling import Sampling
 from .weights import Matrix
 
 
@@ -97,6 +98,15 @@ class Program(Protocol):
 
     def run(self, tokens: int, position: int, head_first: int, head_tokens: int) -> None:
         """Run all steps for ``tokens`` ids at ``position``; logits of ``head_tokens`` tokens."""
+
+    def fetch(self, rows: int) -> None:
+        """Bring so many rows of logits to where they were recorded; :meth:`run` may not."""
+
+    def choose(self, sampling: Sampling, history: Sequence[int], draw: float) -> int | None:
+        """The id that follows, chosen where the logits are; None where the caller has to choose.
+
+        ``draw`` is the random number, 0 to 1. See :class:`~quant.sampling.Sampler`.
+        """
 
     def read_back(self) -> None:
         """Bring the cache's arrays up to date, where a device holds what was written since."""

@@ -135,6 +135,8 @@ def measure(
     threads: int | None = None,
     rounds: int = 5,
     decode_tokens: int = 16,
+    backend: str = "cpu",
+    gpu_layers: int | None = None,
 ) -> Iterator[Result]:
     """Measure prefill at each length and precision, and decode at each depth.
 
@@ -146,7 +148,10 @@ def measure(
     for precision in precisions:
         if not prefill:
             break
-        session = model.session(context, kv=kv, prefill=precision, threads=threads)
+        session = model.session(
+            context, kv=kv, prefill=precision, threads=threads, backend=backend,
+            gpu_layers=gpu_layers,
+        )  # fmt: skip
         for tokens in prefill:
             ids = np.arange(tokens) % model.config.vocab_size
             prefill_seconds(session, ids)  # brings the weights into memory
@@ -156,7 +161,9 @@ def measure(
                 model, "prefill", tokens, 0, precision, kv, count, seconds, tokens, passes
             )
     if depths:
-        session = model.session(context, kv=kv, threads=threads)
+        session = model.session(
+            context, kv=kv, threads=threads, backend=backend, gpu_layers=gpu_layers
+        )
         for depth in depths:
             decode_seconds(session, depth, 2)
             times = [decode_seconds(session, depth, decode_tokens) for _ in range(rounds)]
@@ -196,6 +203,7 @@ def pretend(session: Session, depth: int) -> None:
                 array[...] = {1: 129, 2: 0x3000, 4: 0.125}[array.itemsize]  # an eighth
         layer.key_scales[...] = 0.125
         layer.value_scales[...] = 0.125
+    session.program.take_up()
     session.cache.claim(depth)
     session.cache.advance(depth)
 

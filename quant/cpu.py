@@ -21,6 +21,7 @@ from .kernels.attention import QUERIES, SPLIT
 from .kernels.threads import BARRIER_SIZE, SPACING
 from .qtensor import Floats, QuantTensor
 from .reference import rope_frequencies
+from .sampling import Sampling
 from .scratch import padded_tokens
 from .weights import Matrix
 
@@ -267,6 +268,12 @@ class CpuProgram:
 
     def compile(self) -> None:
         steps.run(*_nothing(self._kv))
+
+    def fetch(self, rows: int) -> None:
+        """Nothing: they are there."""
+
+    def choose(self, sampling: Sampling, history: Sequence[int], draw: float) -> None:
+        """The caller chooses."""
 
     def read_back(self) -> None:
         """Nothing: it is there."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from .errors import ContextFullError
 from .model import Session
-from .qtensor import Floats
 from .sampling import Sampler, Sampling
 
 
@@ -68,10 +67,9 @@ class Generation:
         progress: Callable[[int, int], None] | None,
     ) -> Iterator[int]:
         start, before = time.perf_counter(), session.position
-        logits: Floats = session.feed(ids, progress=progress, cancel=cancel)
+        token = session.next_token(ids, self._sampler, progress, cancel)
         self.timings.prompt_tokens = session.position - before
         self.timings.prefill_seconds = time.perf_counter() - start
-        history = list(session.ids)
         while True:
             if cancel is not None and cancel():
                 self.finish_reason = "cancelled"
@@ -79,12 +77,10 @@ class Generation:
             if max_tokens is not None and self.timings.generated_tokens >= max_tokens:
                 self.finish_reason = "length"
                 return
-            token = self._sampler.choose(logits, history)
             if token in stop:
                 self.finish_reason = "stop"
                 return
             self.timings.generated_tokens += 1
-            history.append(token)
             yield token
             if session.position >= session.max_context:
                 self.finish_reason = "context"
@@ -93,7 +89,7 @@ class Generation:
                 self.finish_reason = "length"  # the next token's logits are not needed
                 return
             start = time.perf_counter()
-            logits = session.feed([token])
+            token = session.next_token([token], self._sampler)
             self.timings.decode_seconds += time.perf_counter() - start
 
 

@@ -18,6 +18,7 @@ from .cache_file import read_cache, write_cache
 from .config import ModelConfig
 from .errors import ConfigError, ContextFullError, InputError
 from .qtensor import Floats
+from .sampling import Sampler
 from .scratch import HEAD_TOKENS, Scratch
 from .weights import Weights
 
@@ -190,6 +191,36 @@ class Session:
         Raises :class:`~quant.errors.ContextFullError` before anything is computed if the ids do not
         fit, :class:`~quant.errors.InputError` for no ids or an id outside the vocabulary.
         """
+        return self._read(ids, every, progress, cancel)
+
+    def next_token(
+        self,
+        ids: Sequence[int],
+        sampler: Sampler,
+        progress: Callable[[int, int], None] | None = None,
+        cancel: Callable[[], bool] | None = None,
+    ) -> int:
+        """Read ``ids`` and choose the id that follows; see :meth:`feed`.
+
+        Where the backend can choose, its logits never leave the device.
+        """
+        self._read(ids, False, progress, cancel, fetch=False)
+        draw = sampler.draw()
+        token = self._program.choose(sampler.sampling, self.ids, draw)
+        if token is None:
+            self._program.fetch(1)
+            logits = self._scratch.logits[0, : self.model.config.vocab_size]
+            token = sampler.choose(logits, self.ids, draw)
+        return token
+
+    def _read(
+        self,
+        ids: Sequence[int],
+        every: bool,
+        progress: Callable[[int, int], None] | None,
+        cancel: Callable[[], bool] | None,
+        fetch: bool = True,
+    ) -> Floats:
         array = self._checked(ids)
         kept = []
         logits = np.empty(0, np.float32)
@@ -198,7 +229,7 @@ class Session:
             part = array[start : start + chunk]
             done = start + part.size
             last = done == array.size or (cancel is not None and cancel())
-            logits = self._feed_chunk(part, every, last)
+            logits = self._feed_chunk(part, every, last, fetch)
             kept.append(logits)
             if progress is not None:
                 progress(done, array.size)
@@ -259,13 +290,17 @@ class Session:
             raise ContextFullError(array.size, self.max_context - self.position)
         return array
 
-    def _feed_chunk(self, part: npt.NDArray[np.int64], every: bool, last: bool) -> Floats:
+    def _feed_chunk(
+        self, part: npt.NDArray[np.int64], every: bool, last: bool, fetch: bool
+    ) -> Floats:
         """Logits [n, vocab]: of every token, of the last one, or of none (n = 0)."""
         n = part.size
         wanted = n if every else int(last)
         self._scratch.ids[:n] = part
         self.cache.claim(n)
         self._program.run(n, self.position, n - wanted, wanted)
+        if fetch:
+            self._program.fetch(wanted)
         self.cache.advance(n)
         self.ids.extend(part.tolist())
         return self._scratch.logits[:wanted, : self.model.config.vocab_size].copy()

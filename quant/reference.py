@@ -11,6 +11,7 @@ import numpy.typing as npt
 from .cache import TILE, KeyValues
 from .config import ModelConfig
 from .qtensor import Floats, QuantTensor
+from .sampling import Sampling
 from .weights import Matrix
 
 
@@ -268,6 +269,12 @@ class ReferenceProgram:
 
     def compile(self) -> None:
         """Nothing: NumPy is compiled."""
+
+    def fetch(self, rows: int) -> None:
+        """Nothing: they are there."""
+
+    def choose(self, sampling: Sampling, history: Sequence[int], draw: float) -> None:
+        """The caller chooses."""
 
     def read_back(self) -> None:
         """Nothing: it is there."""

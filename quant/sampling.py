@@ -58,8 +58,15 @@ class Sampler:
         self.seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
         self._random = np.random.default_rng(self.seed)
 
-    def choose(self, logits: Floats, history: Sequence[int]) -> int:
-        """A token id for ``logits`` float32 [vocab] after the ids of ``history``."""
+    def draw(self) -> float:
+        """The next random number, 0 to 1; none is taken where nothing is left to chance."""
+        return 0.0 if self.sampling.temperature == 0 else float(self._random.random())
+
+    def choose(self, logits: Floats, history: Sequence[int], draw: float | None = None) -> int:
+        """A token id for ``logits`` float32 [vocab] after the ids of ``history``.
+
+        ``draw`` is the random number to use, by default the next.
+        """
         scores = logits.astype(np.float64)
         s = self.sampling
         if s.repetition_penalty != 1:
@@ -67,7 +74,8 @@ class Sampler:
         if s.temperature == 0:
             return int(scores.argmax())
         ids, weights = candidates(scores, s)
-        return int(ids[np.searchsorted(weights.cumsum(), self._random.random() * weights.sum())])
+        number = self.draw() if draw is None else draw
+        return int(ids[np.searchsorted(weights.cumsum(), number * weights.sum())])
 
 
 def penalize(

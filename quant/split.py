@@ -11,6 +11,7 @@ from .cache import KeyValues
 from .cpu import CpuProgram
 from .cuda.program import CudaProgram
 from .qtensor import Floats
+from .sampling import Sampling
 from .weights import Matrix
 
 NORMS = 2
@@ -103,6 +104,12 @@ class SplitProgram:
     def run(self, tokens: int, position: int, head_first: int, head_tokens: int) -> None:
         self._host.run(tokens, position, head_first, head_tokens)
         self._device.run(tokens, position, head_first, head_tokens)
+
+    def fetch(self, rows: int) -> None:
+        self._device.fetch(rows)
+
+    def choose(self, sampling: Sampling, history: Sequence[int], draw: float) -> int | None:
+        return self._device.choose(sampling, history, draw)
 
     def read_back(self) -> None:
         self._device.read_back()

@@ -40,9 +40,13 @@ def bench(
     model: Annotated[str | None, option("model", "-m")] = None,
     threads: Annotated[int | None, option("threads")] = None,
     kv: Annotated[str | None, option("kv")] = None,
+    device: Annotated[str | None, option("device")] = None,
+    gpu_layers: Annotated[int | None, option("gpu_layers")] = None,
 ) -> int:
     """Measure how fast a model reads and writes on this computer."""
-    flags = {"model": model, "threads": threads, "kv": kv}
+    flags = {
+        "model": model, "threads": threads, "kv": kv, "device": device, "gpu_layers": gpu_layers,
+    }  # fmt: skip
     paths = Paths.from_environment(os.environ)
     settings = resolve(flags, os.environ, paths)
 

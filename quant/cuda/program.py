@@ -14,6 +14,7 @@ from ..cache import KeyValues
 from ..config import ModelConfig
 from ..qtensor import Floats, QuantTensor
 from ..reference import Chunk, rope_frequencies
+from ..sampling import REPETITION_SPAN, Sampling
 from ..weights import Matrix
 from . import attention as attend
 from . import pointwise
@@ -29,6 +30,8 @@ from .memory import (
     rows_in_bytes,
     to_device,
 )
+from .sampling import CHOSEN, choose
+from .sampling import THREADS as CHOOSERS
 
 Array = npt.NDArray[Any]
 Launch = Callable[[Chunk], None]
@@ -272,6 +275,9 @@ class CudaProgram:
         self._state = cuda.to_device(np.zeros(4, np.int64))
         self._zero = cuda.to_device(np.zeros(1, np.int64))
         self._no_scales = cuda.to_device(np.zeros((1, 1), np.float32))
+        self._seen = cuda.to_device(np.zeros(REPETITION_SPAN, np.int64))
+        self._scores = cuda.to_device(np.zeros(self._config.vocab_size, np.float64))
+        self._result = cuda.to_device(np.zeros(2, np.int64))
         # A chunk's tokens have one part each, a single token one for each split.
         heads, width = self._config.num_attention_heads, self._config.head_dim + 2
         self._partials = tuple(
@@ -299,8 +305,29 @@ class CudaProgram:
             self._graph.run(self._stream, lambda: self._launch(chunk))
         else:
             self._launch(chunk)
-        self._copy(self.outputs, head_tokens, to_device=False)
         self._stream.synchronize()
+
+    def fetch(self, rows: int) -> None:
+        self._copy(self.outputs, rows, to_device=False)
+        self._stream.synchronize()
+
+    def choose(self, sampling: Sampling, history: Sequence[int], draw: float) -> int | None:
+        penalty = sampling.repetition_penalty
+        seen = np.zeros(REPETITION_SPAN, np.int64)
+        count = 0
+        if penalty != 1:
+            distinct = np.unique(np.asarray(history[-REPETITION_SPAN:], np.int64))
+            count = distinct.size
+            seen[:count] = distinct
+        self._seen.copy_to_device(seen, stream=self._stream)
+        choose[1, CHOOSERS, self._stream](
+            self._on(self.outputs[0]), self._seen, count, penalty, float(sampling.temperature),
+            sampling.top_k, float(sampling.top_p), float(sampling.min_p), draw, self._scores,
+            self._result,
+        )  # fmt: skip
+        token, there = self._result.copy_to_host(stream=self._stream)
+        self._stream.synchronize()
+        return int(token) if there == CHOSEN else None
 
     def _launch(self, chunk: Chunk) -> None:
         for launch in self._launches:

@@ -274,7 +274,10 @@ def test_opening_takes_the_settings(loadable: dict[str, Any], paths: Paths) -> N
     settings = Settings(kv="int8", prefill="fast", threads=2)
     opened = ChatEngine.open(settings, paths, lambda label, done, total: None)
     assert opened.name == "smollm2"
-    assert loadable == {"max_context": 512, "kv": "int8", "prefill": "fast", "threads": 2}
+    assert loadable == {
+        "max_context": 512, "kv": "int8", "prefill": "fast", "threads": 2, "backend": "cpu",
+        "gpu_layers": None,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("ready", [False, True])

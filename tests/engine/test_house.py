@@ -13,10 +13,11 @@ QUANT = """
 errors config qtensor jit simd tiles kernels.threads kernels.matmul kernels.pointwise
 kernels.attention kernels.program kernels.probes kernels.quantize
 quantizers.grids quantizers.rounding quantizers.gptq quantizers.recipe quantizers.rotation
-quantizers weights cache cache_file scratch reference cpu devices
-cuda cuda.jit cuda.matmul cuda.pointwise cuda.attention cuda.graphs cuda.memory cuda.program
+quantizers weights cache cache_file sampling scratch reference cpu devices
+cuda cuda.jit cuda.matmul cuda.pointwise cuda.attention
+cuda.sampling cuda.graphs cuda.memory cuda.program
 split backend calibration model divergence
-sampling generation scoring
+generation scoring
 checkpoints.names checkpoints.checkpoint checkpoints.tensors checkpoints.blocks checkpoints.gguf
 checkpoints.folders checkpoints.pickles checkpoints.conversion checkpoints.dequantized
 checkpoints.rotated checkpoints.native checkpoints.comparison checkpoints bench

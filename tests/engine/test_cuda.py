@@ -1,0 +1,484 @@
+"""Kernels for GPUs against their NumPy twins: on a GPU if there is one, else simulated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quant import devices
+from quant.cache import KeyValues, RollingCache
+from quant.cpu import CpuProgram
+from quant.errors import CacheError, DeviceError
+from quant.generation import generate
+from quant.model import Model
+from quant.qtensor import QuantSpec
+from quant.quantizers import round_to_nearest
+from quant.reference import attend, rms_norm, rotate, silu_mul, store_slots
+from quant.sampling import Sampler, Sampling
+from quant.split import SplitProgram
+
+from .models import TINY, random_model
+from .oracle import forward, kl_divergence
+from .simulator import quick_simulator
+
+cuda = pytest.importorskip("numba.cuda")
+if devices.missing() is not None:
+    pytest.skip("there is neither a GPU nor the simulator", allow_module_level=True)
+
+from quant.cuda import attention as attending  # noqa: E402 - only where it can be imported
+from quant.cuda import matmul as products  # noqa: E402
+from quant.cuda import memory, pointwise  # noqa: E402
+from quant.cuda.jit import SIMULATED, THREADS, dp4a, kernel  # noqa: E402
+from quant.cuda.program import CudaProgram  # noqa: E402
+
+RANDOM = np.random.default_rng(5)
+SEEDED = RANDOM.bit_generator.state
+SMALL = replace(
+    TINY,
+    vocab_size=40,
+    hidden_size=32,
+    intermediate_size=64,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=16,
+)
+INT4 = QuantSpec(4, 32, symmetric=False)
+INT8 = QuantSpec(8, 32, symmetric=True)
+
+
+@pytest.fixture(autouse=True)
+def simulator() -> Iterator[None]:
+    RANDOM.bit_generator.state = SEEDED  # no test depends on those before it
+    with quick_simulator() if SIMULATED else nullcontext():
+        yield
+
+
+def normal(*shape: int) -> Any:
+    return RANDOM.standard_normal(shape, np.float32)
+
+
+def state(position: int, tokens: int, first: int = 0, wanted: int = 0) -> Any:
+    return cuda.to_device(np.array([position, tokens, first, wanted], np.int64))
+
+
+# --- kernels
+
+
+def test_dp4a() -> None:
+    @kernel
+    def run(codes: Any, values: Any, totals: Any) -> None:
+        i = cuda.grid(1)
+        if i < totals.shape[0]:
+            totals[i] = dp4a(codes[i], values[i], totals[i])
+
+    codes = RANDOM.integers(0, 256, (20, 4), np.uint8)
+    values = RANDOM.integers(-128, 128, (20, 4), np.int8)
+    totals = cuda.to_device(np.arange(20, dtype=np.int32))
+    run[1, 32](
+        cuda.to_device(codes.view(np.uint32)[:, 0]),
+        cuda.to_device(values.view(np.int32)[:, 0]),
+        totals,
+    )
+    expected = (codes.astype(int) * values).sum(1) + np.arange(20)
+    np.testing.assert_array_equal(totals.copy_to_host(), expected)
+
+
+def in_bytes(x: Any, group_size: int, planes: int = 2) -> tuple[Any, Any]:
+    """Rows on the device in bytes, and what they stand for."""
+    tokens, columns = x.shape
+    rows = memory.rows_in_bytes(tokens, columns, group_size)
+    groups = columns // group_size
+    blocks = -(-groups // pointwise.QUANTIZED_GROUPS), tokens
+    threads = group_size // 4, pointwise.QUANTIZED_GROUPS
+    source = cuda.to_device(x)
+    pointwise.quantize_row(group_size, planes, False)[blocks, threads](
+        source, source, groups, rows.high, rows.low, rows.factors, rows.sums
+    )
+    whole = rows.high.copy_to_host().view(np.int8).reshape(tokens, columns).astype(np.int64)
+    if planes == 2:
+        low = rows.low.copy_to_host().view(np.int8).reshape(tokens, columns)
+        assert low.min() >= -64
+        assert low.max() <= 63
+        whole = 128 * whole + low
+    np.testing.assert_array_equal(
+        rows.sums.copy_to_host(), whole.reshape(tokens, groups, -1).sum(-1)
+    )
+    return rows, whole * np.repeat(rows.factors.copy_to_host(), group_size, axis=1)
+
+
+@pytest.mark.parametrize(("planes", "steps"), [(2, 127 * 128), (1, 127)])
+def test_rows_in_bytes(planes: int, steps: int) -> None:
+    x = normal(3, 96)
+    x[1, 32:64] = 0
+    _, shown = in_bytes(x, 32, planes)
+    largest = np.abs(x.reshape(3, 3, 32)).max(-1).repeat(32, axis=1)
+    assert (np.abs(shown - x) <= 0.51 * largest / steps + 1e-9).all()
+
+
+@pytest.mark.parametrize("spec", [INT4, INT8, QuantSpec(4, 64, symmetric=True)], ids=str)
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_products(spec: QuantSpec, tokens: int) -> None:
+    matrix = round_to_nearest(normal(40, 128), spec)
+    twin = memory.to_device(matrix)
+    x = normal(tokens, 128)
+    rows, shown = in_bytes(x, spec.group_size)
+    kind = spec.bits, spec.group_size, spec.symmetric
+    operands = (
+        twin.codes, twin.scales, twin.minimums, rows.high, rows.low, rows.factors, rows.sums, 40,
+    )  # fmt: skip
+    expected = shown @ matrix.dequantize().astype(np.float64).T
+    output = cuda.to_device(np.full((tokens, 64), np.nan, np.float32))
+    tiles = -(-3 // products.TILE_BLOCKS), -(-tokens // products.TILE_TOKENS)
+    products.matmul(*kind, 2)[tiles, 16 * products.TILE_TOKENS](*operands, tokens, output)
+    np.testing.assert_allclose(output.copy_to_host()[:, :40], expected, atol=1e-4)
+    assert np.isnan(output.copy_to_host()[:, 40:]).all()
+    if tokens == 1:
+        one = cuda.to_device(np.zeros((1, 64), np.float32))
+        products.matvec(*kind)[3, 16 * products.PARTS](*operands, one)
+        np.testing.assert_allclose(one.copy_to_host()[:, :40], expected, atol=1e-4)
+
+
+def test_a_product_in_one_plane() -> None:
+    matrix = round_to_nearest(normal(16, 64), INT4)
+    twin = memory.to_device(matrix)
+    rows, shown = in_bytes(normal(3, 64), 32, planes=1)
+    output = cuda.to_device(np.zeros((3, 16), np.float32))
+    products.matmul(4, 32, False, 1)[(1, 1), 16 * products.TILE_TOKENS](
+        twin.codes, twin.scales, twin.minimums, rows.high, rows.low, rows.factors, rows.sums, 16,
+        3, output,
+    )  # fmt: skip
+    np.testing.assert_allclose(output.copy_to_host(), shown @ matrix.dequantize().T, atol=1e-4)
+
+
+def test_products_of_floats() -> None:
+    matrix, x = normal(20, 48), normal(3, 64)
+    output = cuda.to_device(np.zeros((3, 64), np.float32))
+    products.float_matmul[(1, 3), THREADS](cuda.to_device(matrix), cuda.to_device(x), output)
+    np.testing.assert_allclose(output.copy_to_host()[:, :20], x[:, :48] @ matrix.T, atol=1e-4)
+
+
+@pytest.mark.parametrize("spec", [INT4, INT8, None], ids=str)
+def test_embedding(spec: QuantSpec | None) -> None:
+    table = normal(40, 32)
+    matrix = table if spec is None else round_to_nearest(table, spec)
+    twin = memory.to_device(matrix)
+    ids = cuda.to_device(np.array([39, 0, 17], np.int64))
+    x = cuda.to_device(np.zeros((3, 64), np.float32))
+    if spec is None:
+        pointwise.float_embed_row[3, THREADS](twin.floats, ids, x)
+        expected = table
+    else:
+        kind = pointwise.embed_row(spec.bits, spec.group_size, spec.symmetric)
+        kind[3, THREADS](twin.codes, twin.scales, twin.minimums, 32, ids, x)
+        expected = matrix.dequantize()  # type: ignore[union-attr]
+    np.testing.assert_allclose(x.copy_to_host()[:, :32], expected[[39, 0, 17]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_norm(added: bool) -> None:
+    x, delta, weight = normal(4, 64), normal(2, 64), normal(48)
+    rows, output = cuda.to_device(x), cuda.to_device(np.zeros((2, 64), np.float32))
+    first = cuda.to_device(np.array([2], np.int64))
+    pointwise.norm_row[2, THREADS](
+        rows, cuda.to_device(delta), added, cuda.to_device(weight), np.float32(1e-5), first, output
+    )
+    stream = x[2:, :48] + (delta[:, :48] if added else 0)
+    expected = rms_norm(stream, weight, 1e-5)
+    np.testing.assert_allclose(output.copy_to_host()[:, :48], expected, rtol=1e-5)
+    np.testing.assert_array_equal(rows.copy_to_host()[2:, :48], stream)
+
+
+def test_gate() -> None:
+    gate, up = 10 * normal(2, 64), normal(2, 64)
+    gate[0, 0], gate[0, 1] = -1000, 1000
+    output = cuda.to_device(np.zeros((2, 64), np.float32))
+    pointwise.silu_mul_row[2, THREADS](cuda.to_device(gate), cuda.to_device(up), 64, output)
+    expected = silu_mul(gate, up)
+    np.testing.assert_allclose(output.copy_to_host(), expected, rtol=1e-5, atol=1e-6)
+    rows = memory.rows_in_bytes(2, 64, 32)
+    pointwise.quantize_row(32, 2, True)[
+        (-(-2 // pointwise.QUANTIZED_GROUPS), 2), (8, pointwise.QUANTIZED_GROUPS)
+    ](cuda.to_device(gate), cuda.to_device(up), 2, rows.high, rows.low, rows.factors, rows.sums)
+    top = np.abs(expected.reshape(2, 2, 32)).max(-1)
+    np.testing.assert_allclose(rows.factors.copy_to_host(), top / (127 * 128), rtol=1e-5)
+
+
+def twins_of(ring: KeyValues) -> tuple[Any, ...]:
+    """Keys, values and scales on the device."""
+    return tuple(
+        cuda.to_device(
+            array.view(np.float16) if array.dtype == np.uint16
+            else array if array.size
+            else np.zeros((1, 1), np.float32)
+        )
+        for array in memory.arrays_of(ring)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["f32", "f16", "int8"])
+def test_keys_are_rotated_and_stored(kind: str) -> None:
+    k, v, angle = normal(2, 16), normal(2, 16), normal(2, 8)
+    cosines, sines = np.cos(angle), np.sin(angle)
+    expected, ring = (KeyValues.allocate(SMALL, 64, kind) for _ in range(2))
+    twins = twins_of(ring)
+    pointwise.store_keys(kind, 16)[(1, 2), 32](
+        state(70, 2), *map(cuda.to_device, (k, v, cosines, sines)), False, *twins
+    )
+    slots = np.array([6, 7])  # of the chunk, as its first position is 6 beyond a tile
+    store_slots(expected, slots, rotate(k[:, None], cosines, sines), v[:, None])
+    for twin, array in zip(twins, memory.arrays_of(expected), strict=True):
+        if array.size:
+            shown = array.view(np.float16) if array.dtype == np.uint16 else array
+            tolerance = 1.01 if kind == "int8" else 1e-3
+            np.testing.assert_allclose(
+                twin.copy_to_host().astype(float), shown.astype(float), atol=tolerance
+            )
+
+
+def test_queries_are_rotated() -> None:
+    q, angle = normal(2, 32), normal(2, 8)
+    cosines, sines = np.cos(angle), np.sin(angle)
+    twin = cuda.to_device(q)
+    pointwise.rotate_queries[(2, 2), 32](
+        twin, 16, np.float32(0.25), cuda.to_device(cosines), cuda.to_device(sines)
+    )
+    expected = rotate(q.reshape(2, 2, 16), cosines, sines) / 4
+    np.testing.assert_allclose(twin.copy_to_host().reshape(2, 2, 16), expected, atol=1e-6)
+
+
+def test_angles() -> None:
+    frequencies = 1e4 ** (-np.arange(0, 16, 2) / 16)
+    cosines, sines = (cuda.to_device(np.zeros((2, 8), np.float32)) for _ in range(2))
+    pointwise.rope_angles[2, 32](state(30_000, 2), cuda.to_device(frequencies), cosines, sines)
+    angles = np.array([30_000, 30_001])[:, None] * frequencies
+    np.testing.assert_allclose(cosines.copy_to_host(), np.cos(angles), atol=1e-6)
+    np.testing.assert_allclose(sines.copy_to_host(), np.sin(angles), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("position", "tokens", "window"),
+    [(0, 3, None), (40, 3, None), (90, 3, 20), (100, 1, 24), (70, 1, None)],
+)
+def test_attention(position: int, tokens: int, window: int | None) -> None:
+    slots = 64 if window else 128
+    ring, chunk = (KeyValues.allocate(SMALL, size, "f32") for size in (slots, 128))
+    held = np.arange(max(0, position - slots), position)
+    store_slots(ring, held % slots, normal(held.size, 1, 16), normal(held.size, 1, 16))
+    fresh = position % 64 + np.arange(tokens)
+    keys, values = normal(tokens, 1, 16), normal(tokens, 1, 16)
+    store_slots(chunk, fresh, keys, values)
+    q = normal(tokens, 2, 16)
+    expected = attend(q, position, ring, window, chunk)
+    one = tokens == 1
+    if one:
+        store_slots(ring, np.array([position % slots]), keys, values)
+    step = attending.SPLIT if one else 0
+    splits = -(-min(window or slots, slots) // attending.SPLIT) + 1 if one else 1
+    partial = cuda.to_device(np.full((tokens, 2, splits, 18), np.nan, np.float32))
+    output = cuda.to_device(np.zeros((tokens, 32), np.float32))
+    where = state(position, tokens)
+    tile = max(1, attending.QUERIES // 2)
+    attending.attention("f32", 16, 2)[(splits, 1, -(-tokens // tile)), attending.THREADS](
+        where, cuda.to_device(q.reshape(tokens, 32)), False, window or 0, one, step, partial,
+        *twins_of(ring), *twins_of(chunk),
+    )  # fmt: skip
+    attending.combine[(2, tokens), 32](where, partial, False, splits, output)
+    np.testing.assert_allclose(output.copy_to_host().reshape(tokens, 2, 16), expected, atol=1e-5)
+
+
+# --- choosing
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=0),
+        Sampling(temperature=0, repetition_penalty=1.5),
+        Sampling(temperature=0.8, min_p=0.05, seed=1),
+        Sampling(temperature=1.0, top_k=5, min_p=0.0, seed=2),
+        Sampling(temperature=0.9, top_k=12, top_p=0.7, min_p=0.02, repetition_penalty=1.3, seed=3),
+        Sampling(temperature=0.5, top_p=0.6, min_p=0.1, seed=4),
+    ],
+    ids=str,
+)
+def test_choosing_on_the_device(sampling: Sampling) -> None:
+    model = random_model(SMALL, spec=None)
+    session = model.session(32, backend="cuda")
+    session.feed([1, 2, 3])
+    program = session.program
+    assert isinstance(program, CudaProgram)
+    sampler = Sampler(sampling)
+    for logits in (
+        normal(40) * 3,
+        normal(40) * 6,
+        np.zeros(40, np.float32) + np.eye(40, dtype=np.float32)[7],
+    ):
+        program._on(program.outputs[0])[:1].copy_to_device(
+            np.pad(logits, (0, program.outputs[0].shape[1] - 40))[None]
+        )
+        draw = sampler.draw()
+        history = [3, 3, 7, 12]
+        token = program.choose(sampling, history, draw)
+        expected = sampler.choose(logits, history, draw)
+        # None where there are more candidates than the device sorts.
+        assert token in (expected, None)
+        assert token is not None or np.ptp(logits) == 1
+
+
+# --- whole models
+
+
+def model_of(spec: QuantSpec | None, layers: int = 2) -> Model:
+    config = replace(SMALL, num_hidden_layers=layers, windows=SMALL.windows[:1] * layers)
+    return random_model(config, spec=spec)
+
+
+def assert_equal_but_for_rounding(got: Any, expected: Any) -> None:
+    """Sums in another order may move an activation by one of its 16,256 steps."""
+    np.testing.assert_allclose(got, expected, atol=2e-3)
+    assert kl_divergence(expected, got).mean() < 1e-6
+
+
+@pytest.mark.parametrize("kv", ["f32", "f16", "int8"])
+@pytest.mark.parametrize("spec", [INT4, INT8, None], ids=str)
+def test_a_model(spec: QuantSpec | None, kv: str) -> None:
+    model = model_of(spec)
+    ids = RANDOM.integers(0, 40, 6).tolist()
+    expected = model.session(128, kv=kv, backend="numpy").feed(ids, every=True)
+    session = model.session(128, kv=kv, backend="cuda")
+    got = np.concatenate([session.feed(ids[:4], every=True), session.feed(ids[4:5])[None]])
+    got = np.concatenate([got, session.feed(ids[5:])[None]])
+    assert kl_divergence(expected, got).mean() < 1e-4
+    np.testing.assert_allclose(got, expected, atol=5e-2 if kv == "int8" else 5e-3)
+
+
+def test_a_model_equals_the_processor() -> None:
+    model = model_of(INT4)
+    ids = RANDOM.integers(0, 40, 5).tolist()
+    logits = [
+        model.session(64, kv="f32", backend=backend).feed(ids, every=True)
+        for backend in ("cpu", "cuda")
+    ]
+    assert_equal_but_for_rounding(logits[1], logits[0])
+
+
+def test_a_window_that_wraps() -> None:
+    model = model_of(None, layers=1)
+    ids = RANDOM.integers(0, 40, 70).tolist()
+    session = model.session(128, window=16, kv="f32", backend="cuda", chunk=40)
+    got = np.stack([session.feed(ids[:66]), session.feed(ids[66:67]), session.feed(ids[67:])])
+    expected = forward(model.config, model.weights, ids, 16)
+    np.testing.assert_allclose(got, expected[[65, 66, 69]], atol=1e-3)
+
+
+def test_the_same_words_from_every_backend() -> None:
+    model = model_of(INT4)
+    texts = [
+        list(
+            generate(
+                model.session(64, backend=backend), [1, 2, 3], Sampling(0.7, seed=5), max_tokens=4
+            )
+        )
+        for backend in ("numpy", "cpu", "cuda")
+    ]
+    assert texts[0] == texts[1] == texts[2]
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2, 5])
+def test_layers_on_two_devices(layers: int) -> None:
+    model = model_of(INT4)
+    ids = RANDOM.integers(0, 40, 5).tolist()
+    expected = model.session(64, kv="f32").feed(ids, every=True)
+    session = model.session(64, kv="f32", backend="cuda", gpu_layers=layers)
+    kinds: dict[int, type] = {0: CpuProgram, 1: SplitProgram}
+    assert type(session.program) is kinds.get(layers, CudaProgram)
+    got = np.concatenate([session.feed(ids[:3], every=True), session.feed(ids[3:4])[None]])
+    assert_equal_but_for_rounding(got, expected[:4])
+
+
+def test_a_cache_goes_to_a_file_and_back(tmp_path: Path) -> None:
+    model = model_of(INT4, layers=1)
+    ids = RANDOM.integers(0, 40, 6).tolist()
+    first = model.session(64, backend="cuda")
+    first.feed(ids[:5])
+    first.save(tmp_path / "cache", "tiny")
+    expected = first.feed(ids[5:])
+    for backend in ("cuda", "cpu"):
+        session = model.session(64, backend=backend)
+        session.restore(tmp_path / "cache", "tiny")
+        assert_equal_but_for_rounding(session.feed(ids[5:]), expected)
+    with pytest.raises(CacheError):
+        model.session(64, backend="cuda").restore(tmp_path / "cache", "another")
+
+
+def test_weights_are_copied_once() -> None:
+    model = model_of(INT4, layers=1)
+    for _ in range(2):
+        model.session(64, backend="cuda").feed([1, 2])
+    # Seven matrices, the embedding and the output.
+    assert len(model.on_device) == 9
+    program = model.session(64, backend="cuda").program
+    assert isinstance(program, CudaProgram)
+    assert program.needed_bytes() < 2_000_000
+    fresh = model_of(INT4, layers=1).session(64, backend="cuda").program
+    assert isinstance(fresh, CudaProgram)
+    assert fresh.needed_bytes() - program.needed_bytes() == sum(
+        matrix.nbytes for matrix in fresh._matrices.values()
+    )
+
+
+def test_what_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Context:
+        def get_memory_info(self) -> tuple[int, int]:
+            return 3_000_000_000, 8_000_000_000
+
+    monkeypatch.setattr(memory, "SIMULATED", False)
+    monkeypatch.setattr(memory.cuda, "current_context", Context)
+    memory.check_memory(2_000_000_000)
+    with pytest.raises(DeviceError, match=r"3.0 of 8.0 GB free.*needs 4.3 GB.*--gpu-layers"):
+        memory.check_memory(4_000_000_000)
+
+
+def test_without_the_compiler_or_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert devices.chosen("auto") == "cuda"
+    monkeypatch.setattr(devices, "find_spec", lambda name: None)
+    assert devices.chosen("auto") == "cpu"
+    with pytest.raises(DeviceError, match=r"pip install 'mistral-chat\[cuda\]'"):
+        model_of(None).session(32, backend="cuda")
+    monkeypatch.undo()
+    monkeypatch.setattr(cuda, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match="No NVIDIA GPU was found"):
+        devices.check_device()
+
+
+def test_a_ring_is_as_on_the_host() -> None:
+    cache = RollingCache(SMALL, 100, None, "f16")
+    assert memory.kind_of(cache.layers[0]) == "f16"
+
+
+@pytest.mark.model
+@pytest.mark.skipif(SIMULATED, reason="the real model would take hours in the simulator")
+def test_the_default_model_on_a_gpu(default_model_home: Path) -> None:
+    import quant
+    from mistral_chat.tokenizers import load_tokenizer
+
+    folder = default_model_home / "data" / "models" / "smollm2"
+    model = quant.load(folder)
+    text = (Path(__file__).resolve().parents[1] / "data" / "english.txt").read_text("utf-8")
+    ids = load_tokenizer(folder).encode(text)
+    expected, got = (
+        model.session(1024, backend=backend).feed(ids, every=True) for backend in ("cpu", "cuda")
+    )
+    assert kl_divergence(expected, got).mean() <= 1e-4
+    greedy = Sampling(temperature=0)
+    texts = [
+        list(generate(model.session(1024, backend=backend), ids[:40], greedy, max_tokens=40))
+        for backend in ("cpu", "cuda")  # the graph of launches is replayed 38 times
+    ]
+    assert texts[0] == texts[1]

@@ -131,11 +131,13 @@ def _private_folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="mistral-chat-kernels-")
 
 
-class _Locator(caching._CacheLocator):
+class Locator(caching._CacheLocator):
     """Tells Numba's cache where files lie and what makes them stale."""
 
     def __init__(self, function: Callable[..., Any], file: str) -> None:
-        self._name = f"{Path(file).stem}-{function.__code__.co_firstlineno}"
+        path = Path(file)
+        # Kernels of both devices lie in files of the same names.
+        self._name = f"{path.parent.name}-{path.stem}-{function.__code__.co_firstlineno}"
 
     def get_cache_path(self) -> str:
         return str(cache_folder())
@@ -147,31 +149,32 @@ class _Locator(caching._CacheLocator):
         return self._name
 
     @classmethod
-    def from_function(cls, function: Callable[..., Any], file: str) -> _Locator:
+    def from_function(cls, function: Callable[..., Any], file: str) -> Locator:
         return cls(function, file)
 
 
 class _CacheFiles(caching.CompileResultCacheImpl):
-    _locator_classes: ClassVar = [_Locator]
+    _locator_classes: ClassVar = [Locator]
 
 
 class _Store(caching.FunctionCache):
     _impl_class = _CacheFiles
 
 
-class _KernelCache(caching._Cache):
+class KernelCache(caching._Cache):
     """Numba's function cache, opened on the first call and never a reason to fail.
 
     A cache that cannot be read means compiling anew; one that cannot be written means compiling
     again at the next start.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], store: Callable[..., Any] = _Store) -> None:
         self._function = function
+        self._open = store
 
     @functools.cached_property
-    def store(self) -> _Store:
-        return _Store(self._function)
+    def store(self) -> Any:
+        return self._open(self._function)
 
     @property
     def cache_path(self) -> str:
@@ -221,7 +224,7 @@ def kernel(function: Callable[..., Any]) -> dispatcher.Dispatcher:
 def entry(function: Callable[..., Any]) -> dispatcher.Dispatcher:
     """A kernel that Python calls: as :func:`kernel`, and kept on disk once compiled."""
     compiled = kernel(function)
-    compiled._cache = _KernelCache(function)
+    compiled._cache = KernelCache(function)
     return compiled
 
 

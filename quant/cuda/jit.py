@@ -6,8 +6,12 @@ thread. That is how they are tested where there is no GPU.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from numba import cuda
 from numba.core import config
+
+from ..jit import KernelCache, Locator
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 
@@ -16,8 +20,14 @@ THREADS = 32 if SIMULATED else 256
 
 
 def kernel(function):
-    """``function`` as a kernel that is launched: ``function[blocks, threads, stream](...)``."""
-    return cuda.jit(function)
+    """``function`` as a kernel that is launched: ``function[blocks, threads, stream](...)``.
+
+    It is compiled at its first launch, and kept on disk beside the processor's kernels.
+    """
+    compiled = cuda.jit(function)
+    if not SIMULATED:
+        compiled._cache = KernelCache(function, _Store)
+    return compiled
 
 
 def device(function):
@@ -42,7 +52,14 @@ if SIMULATED:
 else:
     from llvmlite import ir
     from numba.core import types
+    from numba.cuda.dispatcher import CUDACache, CUDACacheImpl
     from numba.cuda.extending import intrinsic
+
+    class _CacheFiles(CUDACacheImpl):
+        _locator_classes: ClassVar = [Locator]
+
+    class _Store(CUDACache):
+        _impl_class = _CacheFiles
 
     @intrinsic
     def dp4a(_typing, codes, values, total):

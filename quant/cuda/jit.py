@@ -1,4 +1,4 @@
-"""Compiling kernels for a GPU, or running them under Numba's simulator; dot products of bytes.
+"""Compiling kernels for a GPU, or running them under Numba's simulator.
 
 With the variable ``NUMBA_ENABLE_CUDASIM=1`` Numba runs kernels as plain Python, a thread for each
 thread. That is how they are tested where there is no GPU.
@@ -6,6 +6,7 @@ thread. That is how they are tested where there is no GPU.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 from numba import cuda
@@ -18,15 +19,50 @@ SIMULATED = bool(config.ENABLE_CUDASIM)
 THREADS = 32 if SIMULATED else 256
 """Threads of a block, where a kernel takes any number: the simulator has to start each."""
 
+TENSOR_CORES = (8, 0)
+"""The compute capability from which on tensor cores multiply bytes in the shape that is used."""
 
-def kernel(function):
+if SIMULATED:
+    from .simulated import dp4a, load2, load4, mma, to_whole
+else:
+    from numba.cuda.dispatcher import CUDACache, CUDACacheImpl
+
+    from .intrinsics import dp4a, load2, load4, mma, to_whole
+
+    class _CacheFiles(CUDACacheImpl):
+        _locator_classes: ClassVar = [Locator]
+
+    class _Store(CUDACache):
+        _impl_class = _CacheFiles
+
+
+__all__ = [
+    "SIMULATED",
+    "THREADS",
+    "device",
+    "dp4a",
+    "has_tensor_cores",
+    "kernel",
+    "load2",
+    "load4",
+    "mma",
+    "to_whole",
+]
+
+
+def kernel(function=None, launch_bounds=None):
     """``function`` as a kernel that is launched: ``function[blocks, threads, stream](...)``.
 
     It is compiled at its first launch, and kept on disk beside the processor's kernels.
+    ``launch_bounds`` are the most threads of a block and how many blocks a multiprocessor should
+    hold at least, which decides how many registers a thread gets.
     """
-    compiled = cuda.jit(function)
-    if not SIMULATED:
-        compiled._cache = KernelCache(function, _Store)
+    if function is None:
+        return partial(kernel, launch_bounds=launch_bounds)
+    if SIMULATED:
+        return cuda.jit(function)
+    compiled = cuda.jit(function, launch_bounds=launch_bounds)
+    compiled._cache = KernelCache(function, _Store)
     return compiled
 
 
@@ -35,44 +71,6 @@ def device(function):
     return cuda.jit(function, device=True)
 
 
-if SIMULATED:
-
-    def dp4a(codes, values, total):
-        """``total`` + the sum of four products: unsigned bytes of ``codes``, signed of ``values``.
-
-        Both are 32-bit words. On a GPU this is one instruction.
-        """
-        result = int(total)
-        for shift in (0, 8, 16, 24):
-            code = (int(codes) >> shift) & 255
-            value = (int(values) >> shift) & 255
-            result += code * (value - 256 if value > 127 else value)
-        return result
-
-else:
-    from llvmlite import ir
-    from numba.core import types
-    from numba.cuda.dispatcher import CUDACache, CUDACacheImpl
-    from numba.cuda.extending import intrinsic
-
-    class _CacheFiles(CUDACacheImpl):
-        _locator_classes: ClassVar = [Locator]
-
-    class _Store(CUDACache):
-        _impl_class = _CacheFiles
-
-    @intrinsic
-    def dp4a(_typing, codes, values, total):
-        """``total`` + the sum of four products: unsigned bytes of ``codes``, signed of ``values``.
-
-        Both are 32-bit words (PTX ISA, dp4a.u32.s32).
-        """
-        signature = types.int32(types.uint32, types.int32, types.int32)
-
-        def generate(_context, builder, _signature, arguments):
-            word = ir.IntType(32)
-            kind = ir.FunctionType(word, [word] * 3)
-            code = ir.InlineAsm(kind, "dp4a.u32.s32 $0, $1, $2, $3;", "=r,r,r,r", side_effect=False)
-            return builder.call(code, arguments)
-
-        return signature, generate
+def has_tensor_cores() -> bool:
+    """Whether the GPU that will be used multiplies bytes on tensor cores."""
+    return SIMULATED or bool(cuda.get_current_device().compute_capability >= TENSOR_CORES)

@@ -1,9 +1,6 @@
-"""Products of packed weights and activations in bytes: one token at memory's speed, or tiles.
+"""Products for many tokens without tensor cores, and those of float weights.
 
-Layouts are those of :mod:`quant.qtensor`, read as 32-bit words: ``codes`` uint32 [row blocks,
-lines, 16], ``scales`` and ``minimums`` float16 [row blocks, groups, 16]. Activations are ``high``
-and ``low`` int32 [T, columns / 4], four columns a word, ``factors`` float32 [T, groups] (the scale)
-and ``sums`` int32 [T, groups] (of the whole numbers).
+Arrays are those of :mod:`quant.cuda.matvec`.
 """
 
 from __future__ import annotations
@@ -14,70 +11,11 @@ import numpy as np
 from numba import cuda, float32, int32, uint32
 
 from .jit import SIMULATED, dp4a, kernel
-
-PARTS = 2 if SIMULATED else 8
-"""Shares of the columns in which one token's product is computed, by 16 threads each."""
+from .matvec import NIBBLES
 
 TILE_TOKENS = 4 if SIMULATED else 16
 TILE_BLOCKS = 2 if SIMULATED else 4
 """Tokens and row blocks of a prompt's tile."""
-
-NIBBLES = 0x0F0F0F0F
-
-
-@cache
-def matvec(bits: int, group_size: int, symmetric: bool):
-    """The product for one token: ``blocks = (row blocks)``, ``threads = 16 * PARTS``.
-
-    A thread takes a row and every PARTS-th group, so that 16 threads read a line of 64 bytes and
-    integer sums end with a group. It stores ``output[0, row]``.
-    """
-    lines = group_size * bits // 32
-    words = group_size // 4
-    four = bits == 4
-    zero = 0 if not symmetric else 1 << (bits - 1)
-
-    @kernel
-    def matvec(codes, scales, minimums, high, low, factors, sums, rows, output):
-        shared = cuda.shared.array((PARTS, 16), float32)
-        block = cuda.blockIdx.x
-        lane = cuda.threadIdx.x % 16
-        part = cuda.threadIdx.x // 16
-        groups = scales.shape[1]
-        total = float32(0)
-        for group in range(part, groups, PARTS):
-            upper = int32(0)
-            lower = int32(0)
-            line = group * lines
-            at = group * words
-            for step in range(lines):
-                word = codes[block, line + step, lane]
-                if four:
-                    first = uint32(word & uint32(NIBBLES))
-                    second = uint32((word >> uint32(4)) & uint32(NIBBLES))
-                    upper = dp4a(first, high[0, at + 2 * step], upper)
-                    lower = dp4a(first, low[0, at + 2 * step], lower)
-                    upper = dp4a(second, high[0, at + 2 * step + 1], upper)
-                    lower = dp4a(second, low[0, at + 2 * step + 1], lower)
-                else:
-                    upper = dp4a(word, high[0, at + step], upper)
-                    lower = dp4a(word, low[0, at + step], lower)
-            whole = sums[0, group]
-            dots = upper * 128 + lower - zero * whole
-            value = float32(scales[block, group, lane]) * float32(dots)
-            if not symmetric:
-                value += float32(minimums[block, group, lane]) * float32(whole)
-            total += float32(factors[0, group] * value)
-        shared[part, lane] = total
-        cuda.syncthreads()
-        row = block * 16 + lane
-        if part == 0 and row < rows:
-            total = float32(0)
-            for each in range(PARTS):
-                total += shared[each, lane]
-            output[0, row] = total
-
-    return matvec
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,11 @@ class DeviceMatrix:
     minimums: Any = None  # float16 [row blocks, groups, 16], or [1, 1, 1] where symmetric
     floats: Any = None  # float32 [rows, columns]
 
+    @property
+    def packed(self) -> tuple[Any, Any, Any]:
+        """Codes, scales and minimums, in the order in which kernels take them."""
+        return self.codes, self.scales, self.minimums
+
 
 @dataclass(frozen=True)
 class DeviceRows:
@@ -41,6 +47,11 @@ class DeviceRows:
     low: Any  # int32 [T, columns / 4]
     factors: Any  # float32 [T, groups]
     sums: Any  # int32 [T, groups]
+
+    @property
+    def arrays(self) -> tuple[Any, Any, Any, Any]:
+        """All four, in the order in which kernels take them."""
+        return self.high, self.low, self.factors, self.sums
 
 
 def check_memory(needed: int) -> None:
@@ -94,3 +105,107 @@ def to_device(matrix: Matrix) -> DeviceMatrix:
         cuda.to_device(matrix.scales),
         cuda.to_device(minimums),
     )
+
+
+class DeviceMemory:
+    """Twins on the device of a session's buffers, rings and weights.
+
+    First all is noted (``keep``, ``note``, ``need_bytes``), then made by :meth:`allocate`, then
+    found by the identity of the host's array. ``shared`` holds the matrices, which all sessions of
+    a model have in common. T is ``tokens``, the longest chunk.
+    """
+
+    def __init__(self, tokens: int, shared: dict[int, DeviceMatrix]) -> None:
+        self._tokens = tokens
+        self._shared = shared
+        self._matrices: dict[int, Matrix] = {}
+        self._host: dict[int, Array] = {}
+        self._twins: dict[int, Any] = {}
+        self._columns: dict[tuple[int, int], int] = {}
+        self._rows: dict[tuple[int, int], DeviceRows] = {}
+        self._rings: list[KeyValues] = []
+
+    def keep(self, *arrays: Array) -> None:
+        """Note buffers that need a twin. Halves of the cache are kept as float16."""
+        for array in arrays:
+            if array.size:
+                halves = array.dtype == np.uint16
+                self._host[id(array)] = array.view(np.float16) if halves else array
+
+    def keep_ring(self, ring: KeyValues) -> None:
+        """Note a ring, which :meth:`read_back` and :meth:`take_up` copy."""
+        self.keep(*arrays_of(ring))
+        self._rings.append(ring)
+
+    def note(self, matrix: Matrix) -> None:
+        """Note a matrix."""
+        self._matrices[id(matrix)] = matrix
+
+    def need_bytes(self, buffer: Array, columns: int, group_size: int) -> None:
+        """Note that rows of ``buffer`` will be turned into bytes in groups of a size."""
+        key = id(buffer), group_size
+        self._columns[key] = max(columns, self._columns.get(key, 0))
+
+    def needed_bytes(self) -> int:
+        """Bytes that :meth:`allocate` takes, beside what is there already."""
+        weights = sum(
+            matrix.nbytes for key, matrix in self._matrices.items() if key not in self._shared
+        )
+        buffers = sum(array.nbytes for array in self._host.values())
+        rows = sum(
+            2 * self._tokens * columns + 8 * self._tokens * columns // group_size
+            for (_, group_size), columns in self._columns.items()
+        )
+        return weights + buffers + rows
+
+    def allocate(self) -> None:
+        """Make room for all that was noted, and copy it."""
+        self._no_scales = cuda.to_device(np.zeros((1, 1), np.float32))
+        for key, array in self._host.items():
+            self._twins[key] = cuda.to_device(array)
+        for (buffer, size), columns in self._columns.items():
+            self._rows[buffer, size] = rows_in_bytes(self._tokens, columns, size)
+        for matrix in self._matrices.values():
+            self.matrix(matrix)
+
+    def on(self, array: Array) -> Any:
+        """The twin of a buffer."""
+        return self._twins[id(array)]
+
+    def rows(self, buffer: Array, group_size: int) -> DeviceRows:
+        """Rows of a buffer as bytes."""
+        return self._rows[id(buffer), group_size]
+
+    def parts(self, ring: KeyValues) -> tuple[Any, ...]:
+        """Keys, values and their scales."""
+        return tuple(self.on(array) if array.size else self._no_scales for array in arrays_of(ring))
+
+    def matrix(self, matrix: Matrix) -> DeviceMatrix:
+        """The twin of a matrix."""
+        if id(matrix) not in self._shared:
+            self._shared[id(matrix)] = to_device(matrix)
+        return self._shared[id(matrix)]
+
+    def copy_rows(
+        self, arrays: Sequence[Array], rows: int, stream: Any, back: bool = False
+    ) -> None:
+        """Copy the first ``rows`` of each array to the device, or ``back`` from it."""
+        for array in arrays if rows else ():
+            twin = self.on(array)[:rows]
+            if back:
+                twin.copy_to_host(array[:rows], stream=stream)
+            else:
+                twin.copy_to_device(array[:rows], stream=stream)
+
+    def read_back(self) -> None:
+        """Copy the rings to the host's cache."""
+        for array in self._ring_arrays():
+            self.on(array).copy_to_host(self._host[id(array)])
+
+    def take_up(self) -> None:
+        """Copy the host's cache to the rings."""
+        for array in self._ring_arrays():
+            self.on(array).copy_to_device(self._host[id(array)])
+
+    def _ring_arrays(self) -> list[Array]:
+        return [array for ring in self._rings for array in arrays_of(ring) if array.size]

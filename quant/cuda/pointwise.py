@@ -13,25 +13,19 @@ from numba import cuda, float32, float64, int32
 
 from ..cache import TILE
 from ..kernels.pointwise import EXACT_LIMIT, HIGH_LIMIT
-from .jit import SIMULATED, THREADS, device, kernel
+from .jit import SIMULATED, THREADS, device, kernel, to_whole
 
 POSITION, TOKENS, HEAD_FIRST = 0, 1, 2
 """Places in ``state``."""
 
-QUANTIZED_GROUPS = 2 if SIMULATED else 8
-"""Groups of a row that one block turns into bytes."""
+NORM_THREADS = 32 if SIMULATED else 1024
+"""Threads of a norm, which one block has to do alone, a power of two."""
 
 
 @device
 def silu(x):
     """``x / (1 + exp(-x))``; below -87 the exponential would leave float32."""
     return x / (float32(1) + float32(math.exp(-max(x, float32(-87)))))
-
-
-@device
-def to_whole(x):
-    """The nearest whole number, half-way cases to the even one, as the processor converts."""
-    return int32(round(float64(x)))
 
 
 @cache
@@ -71,72 +65,74 @@ def float_embed_row(table, ids, x):
         x[token, k] = table[ids[token], k]
 
 
-@kernel
-def norm_row(x, delta, has_delta, weight, epsilon, first, output):
-    """RMSNorm of row ``first[0] + t`` into row t, after ``x += delta``; a block for each token.
-
-    ``first`` is a view of ``state``, or of a zero.
-    """
-    sums = cuda.shared.array(THREADS, float32)
-    token = cuda.blockIdx.x
-    row = first[0] + token
+@device
+def sum_of_block(value, parts):
+    """The sum of every thread's ``value``; ``parts`` float32 [NORM_THREADS] is shared memory."""
     thread = cuda.threadIdx.x
-    columns = weight.shape[0]
+    parts[thread] = value
+    half = NORM_THREADS // 2
+    while half > 0:
+        cuda.syncthreads()
+        if thread < half:
+            parts[thread] += parts[thread + half]
+        half //= 2
+    cuda.syncthreads()
+    return parts[0]
+
+
+@device
+def norm_scale(x, row, delta, has_delta, token, columns, epsilon, parts):
+    """``1 / rms(x[row])``, after ``x[row] += delta[token]``."""
     squares = float32(0)
-    for k in range(thread, columns, THREADS):
+    for k in range(cuda.threadIdx.x, columns, NORM_THREADS):
         value = x[row, k]
         if has_delta:
             value += delta[token, k]
             x[row, k] = value
         squares += value * value
-    sums[thread] = squares
-    cuda.syncthreads()
-    total = float32(0)
-    for each in range(THREADS):
-        total += sums[each]
-    scale = float32(1) / float32(math.sqrt(total / float32(columns) + epsilon))
-    for k in range(thread, columns, THREADS):
+    total = sum_of_block(squares, parts)
+    return float32(1) / float32(math.sqrt(total / float32(columns) + epsilon))
+
+
+@kernel
+def norm_row(x, delta, has_delta, weight, epsilon, first, output):
+    """RMSNorm of row ``first[0] + t`` into row t, after ``x += delta``; a block for each token.
+
+    ``threads = NORM_THREADS``; ``first`` is a view of ``state``, or of a zero.
+    """
+    parts = cuda.shared.array(NORM_THREADS, float32)
+    token = cuda.blockIdx.x
+    row = first[0] + token
+    columns = weight.shape[0]
+    scale = norm_scale(x, row, delta, has_delta, token, columns, epsilon, parts)
+    for k in range(cuda.threadIdx.x, columns, NORM_THREADS):
         output[token, k] = x[row, k] * scale * weight[k]
 
 
 @cache
-def quantize_row(group_size: int, planes: int, gated: bool):
-    """Rows of float32 into bytes: words of four columns, and for each group its scale and sum.
-
-    ``blocks = (groups / QUANTIZED_GROUPS, tokens)``, ``threads = (group_size / 4,
-    QUANTIZED_GROUPS)``. With ``gated`` the row is first made, ``silu(x) * up``. The numbers are
-    those of :func:`quant.kernels.pointwise.quantize_row`.
-    """
+def _to_bytes(group_size: int, planes: int):
+    """The part of kernels that turns a block's values into bytes, group by group."""
     words = group_size // 4
     limit = EXACT_LIMIT if planes == 2 else HIGH_LIMIT
     two = planes == 2
 
-    @kernel
-    def quantize_row(x, up, groups, high, low, factors, sums):
-        largest = cuda.shared.array((QUANTIZED_GROUPS, words), float32)
-        parts = cuda.shared.array((QUANTIZED_GROUPS, words), int32)
-        values = cuda.local.array(4, float32)
-        word = cuda.threadIdx.x
-        mine = cuda.threadIdx.y
-        group = cuda.blockIdx.x * QUANTIZED_GROUPS + mine
-        token = cuda.blockIdx.y
-        there = group < groups
+    @device
+    def to_bytes(values, there, token, word, largest, parts, high, low, factors, sums):
+        """Four ``values`` of each thread into word ``word`` of the row; all threads call it.
+
+        A word's neighbours in its group are with the thread's neighbours. ``largest`` float32 and
+        ``parts`` int32, shared memory, have a place for each thread; without ``there`` the values
+        are 0. The numbers are those of :func:`quant.kernels.pointwise.quantize_row`.
+        """
+        thread = cuda.threadIdx.x
+        begin = thread // words * words
         top = float32(0)
-        if there:
-            for each in range(4):
-                k = group * group_size + 4 * word + each
-                value = x[token, k]
-                if gated:
-                    value = (
-                        value / (float32(1) + math.exp(-max(value, float32(-87)))) * up[token, k]
-                    )
-                values[each] = value
-                top = max(top, abs(values[each]))
-        largest[mine, word] = top
+        for each in range(4):
+            top = max(top, abs(values[each]))
+        largest[thread] = top
         cuda.syncthreads()
-        top = float32(0)
         for each in range(words):
-            top = max(top, largest[mine, each])
+            top = max(top, largest[begin + each])
         scale = float32(top / float32(limit))
         inverse = float32(0)
         if scale > float32(1e-30):
@@ -144,28 +140,90 @@ def quantize_row(group_size: int, planes: int, gated: bool):
         total = int32(0)
         upper_word = int32(0)
         lower_word = int32(0)
-        if there:
-            for each in range(4):
-                whole = to_whole(float32(values[each] * inverse))
-                total += whole
-                upper = whole
-                if two:
-                    upper = (whole + 64) >> 7
-                    lower_word |= ((whole - (upper << 7)) & 255) << (8 * each)
-                upper_word |= (upper & 255) << (8 * each)
-            high[token, group * words + word] = upper_word
+        for each in range(4):
+            whole = to_whole(float32(values[each] * inverse))
+            total += whole
+            upper = whole
             if two:
-                low[token, group * words + word] = lower_word
-        parts[mine, word] = total
+                upper = (whole + 64) >> 7
+                lower_word |= ((whole - (upper << 7)) & 255) << (8 * each)
+            upper_word |= (upper & 255) << (8 * each)
+        parts[thread] = total
         cuda.syncthreads()
-        if there and word == 0:
-            total = int32(0)
-            for each in range(words):
-                total += parts[mine, each]
-            factors[token, group] = scale
-            sums[token, group] = total
+        if there:
+            high[token, word] = upper_word
+            if two:
+                low[token, word] = lower_word
+            if thread == begin:
+                total = int32(0)
+                for each in range(words):
+                    total += parts[begin + each]
+                factors[token, word // words] = scale
+                sums[token, word // words] = total
 
-    return quantize_row
+    return to_bytes
+
+
+@cache
+def norm_bytes(group_size: int, planes: int):
+    """As :func:`norm_row`, with the normed row as bytes."""
+    to_bytes = _to_bytes(group_size, planes)
+
+    @kernel
+    def norm_bytes(x, delta, has_delta, weight, epsilon, first, high, low, factors, sums):
+        parts = cuda.shared.array(NORM_THREADS, float32)
+        wholes = cuda.shared.array(NORM_THREADS, int32)
+        token = cuda.blockIdx.x
+        row = first[0] + token
+        columns = weight.shape[0]
+        scale = norm_scale(x, row, delta, has_delta, token, columns, epsilon, parts)
+        for start in range(0, columns // 4, NORM_THREADS):
+            cuda.syncthreads()
+            word = start + cuda.threadIdx.x
+            there = word < columns // 4
+            k = 4 * word if there else 0
+            times = scale if there else float32(0)
+            values = (
+                x[row, k] * times * weight[k],
+                x[row, k + 1] * times * weight[k + 1],
+                x[row, k + 2] * times * weight[k + 2],
+                x[row, k + 3] * times * weight[k + 3],
+            )
+            to_bytes(values, there, token, word, parts, wholes, high, low, factors, sums)
+
+    return norm_bytes
+
+
+@cache
+def row_bytes(group_size: int, planes: int, gated: bool):
+    """Rows of float32 as bytes: words of four columns, and for each group its scale and sum.
+
+    ``blocks = (columns / (4 * THREADS), tokens)``. With ``gated`` the row is first made,
+    ``silu(x) * up``.
+    """
+    to_bytes = _to_bytes(group_size, planes)
+
+    @kernel
+    def row_bytes(x, up, columns, high, low, factors, sums):
+        largest = cuda.shared.array(THREADS, float32)
+        parts = cuda.shared.array(THREADS, int32)
+        word = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
+        token = cuda.blockIdx.y
+        there = 4 * word < columns
+        values = (float32(0), float32(0), float32(0), float32(0))
+        if there:
+            k = 4 * word
+            values = (x[token, k], x[token, k + 1], x[token, k + 2], x[token, k + 3])
+            if gated:
+                values = (
+                    silu(values[0]) * up[token, k],
+                    silu(values[1]) * up[token, k + 1],
+                    silu(values[2]) * up[token, k + 2],
+                    silu(values[3]) * up[token, k + 3],
+                )
+        to_bytes(values, there, token, word, largest, parts, high, low, factors, sums)
+
+    return row_bytes
 
 
 @kernel
@@ -186,38 +244,35 @@ def rope_angles(state, frequencies, cosines, sines):
         sines[token, i] = float32(math.sin(angle))
 
 
-@kernel
-def rotate_queries(q, size, scale, cosines, sines):
-    """RoPE of a token's queries, half-split, times ``scale``; ``blocks = (heads, tokens)``."""
-    at = cuda.blockIdx.x * size
-    token = cuda.blockIdx.y
-    half = size // 2
-    for i in range(cuda.threadIdx.x, half, cuda.blockDim.x):
-        a = q[token, at + i]
-        b = q[token, at + i + half]
-        c = cosines[token, i]
-        s = sines[token, i]
-        q[token, at + i] = (a * c - b * s) * scale
-        q[token, at + i + half] = (b * c + a * s) * scale
-
-
 @cache
-def store_keys(kind: str, head_dim: int):
-    """RoPE of keys, and keys and values written to slots; ``blocks = (kv heads, tokens)``.
+def rope(kind: str, head_dim: int):
+    """RoPE, half-split, of queries and keys, and keys and values written to slots.
 
-    With ``direct`` the slot is the ring's own, else the chunk's.
+    ``blocks = (heads + kv heads, tokens)``: the first turn the queries where they are and multiply
+    them by ``scale``, the others write what the cache keeps. With ``direct`` the slot is the ring's
+    own, else the chunk's.
     """
     eight = kind == "int8"
     half = head_dim // 2
 
     @kernel
-    def store_keys(
-        state, k, v, cosines, sines, direct, keys, values, key_scales, value_scales
+    def rope(
+        state, q, heads, scale, k, v, cosines, sines, direct, keys, values, key_scales, value_scales
     ):  # fmt: skip
         key = cuda.shared.array(head_dim, float32)
         value = cuda.shared.array(head_dim, float32)
-        head = cuda.blockIdx.x
         token = cuda.blockIdx.y
+        if cuda.blockIdx.x < heads:
+            at = cuda.blockIdx.x * head_dim
+            for i in range(cuda.threadIdx.x, half, cuda.blockDim.x):
+                a = q[token, at + i]
+                b = q[token, at + i + half]
+                c = cosines[token, i]
+                s = sines[token, i]
+                q[token, at + i] = (a * c - b * s) * scale
+                q[token, at + i + half] = (b * c + a * s) * scale
+            return
+        head = cuda.blockIdx.x - heads
         position = state[POSITION]
         slot = position % TILE + token
         if direct:
@@ -253,7 +308,7 @@ def store_keys(kind: str, head_dim: int):
                 keys[head, slot // 16, i, slot % 16] = key[i]
                 values[head, slot, i] = value[i]
 
-    return store_keys
+    return rope
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,29 +11,27 @@ from numba import cuda
 
 from ..cache import KeyValues
 from ..config import ModelConfig
-from ..qtensor import Floats, QuantTensor
+from ..qtensor import Floats, QuantSpec, QuantTensor
 from ..reference import Chunk, rope_frequencies
 from ..sampling import REPETITION_SPAN, Sampling
 from ..weights import Matrix
 from . import attention as attend
-from . import pointwise
+from . import matvec as vectors
+from . import pointwise, tensor_cores
 from .graphs import Graph
-from .jit import THREADS
-from .matmul import PARTS, TILE_BLOCKS, TILE_TOKENS, float_matmul, matmul, matvec
-from .memory import (
-    DeviceMatrix,
-    DeviceRows,
-    arrays_of,
-    check_memory,
-    kind_of,
-    rows_in_bytes,
-    to_device,
-)
+from .jit import THREADS, has_tensor_cores
+from .matmul import TILE_BLOCKS, TILE_TOKENS, float_matmul, matmul
+from .memory import DeviceMatrix, DeviceMemory, arrays_of, check_memory, kind_of
 from .sampling import CHOSEN, choose
 from .sampling import THREADS as CHOOSERS
 
 Array = npt.NDArray[Any]
 Launch = Callable[[Chunk], None]
+Kernels = tuple[Any, Any]
+"""A kernel for a single token, whose rows are in two planes always, and one for more."""
+
+ROPE_THREADS = 32
+COMBINE_THREADS = 32
 
 
 class CudaProgram:
@@ -53,16 +50,9 @@ class CudaProgram:
         self._config = config
         self._tokens = tokens
         self._planes = planes
-        self._shared = shared
+        self.memory = DeviceMemory(tokens, shared)
         self._makers: list[Callable[[], Launch]] = []
         self._launches: list[Launch] = []
-        self._matrices: dict[int, Matrix] = {}
-        # By identity of a host array: its bytes as the device takes them, and its twin there.
-        self._host: dict[int, Array] = {}
-        self._twins: dict[int, Any] = {}
-        self._rings: list[KeyValues] = []
-        self._rows: dict[tuple[int, int], DeviceRows] = {}
-        self._columns: dict[tuple[int, int], int] = {}  # of those rows
         self._splits = 1
         self._graph = Graph()
         self.inputs: list[Array] = []
@@ -71,21 +61,19 @@ class CudaProgram:
     # Recording.
 
     def embed(self, table: Matrix, ids: npt.NDArray[np.int64], x: Floats) -> None:
-        self._note(table)
-        self._keep(ids, x)
+        self.memory.note(table)
+        self.memory.keep(ids, x)
         self.inputs.append(ids)
 
         def make() -> Launch:
-            matrix, where, rows = self._matrix(table), self._on(ids), self._on(x)
+            matrix = self.memory.matrix(table)
+            rows = self.memory.on(ids), self.memory.on(x)
             kernel = pointwise.float_embed_row
-            arguments: tuple[Any, ...] = matrix.floats, where, rows
+            arguments: tuple[Any, ...] = matrix.floats, *rows
             if isinstance(table, QuantTensor):
-                spec = table.spec
-                kernel = pointwise.embed_row(spec.bits, spec.group_size, spec.symmetric)
-                arguments = (
-                    matrix.codes, matrix.scales, matrix.minimums, matrix.columns, where, rows,
-                )  # fmt: skip
-            return lambda run: kernel[run.tokens, THREADS, self._stream](*arguments)
+                kernel = pointwise.embed_row(*kind_of_product(table.spec))
+                arguments = *matrix.packed, matrix.columns, *rows
+            return self._step((kernel, kernel), arguments, lambda count: count, THREADS)
 
         self._makers.append(make)
 
@@ -98,46 +86,64 @@ class CudaProgram:
         readers: Sequence[Matrix],
         head: bool = False,
     ) -> None:
-        self._keep(x, output, weight, *([] if delta is None else [delta]))
+        added = x if delta is None else delta
+        self.memory.keep(x, output, weight, added)
         epsilon = np.float32(self._config.rms_norm_eps)
+        packed = [each for each in readers if isinstance(each, QuantTensor)]
+        sizes = {each.spec.group_size for each in packed}
+        # Where all readers want the same bytes, they are made at once.
+        fused = len(packed) == len(readers) and len(sizes) == 1
+        for size in sizes:
+            self.memory.need_bytes(output, weight.size, size)
 
         def make() -> Launch:
-            rows, out, weights = self._on(x), self._on(output), self._on(weight)
-            added = rows if delta is None else self._on(delta)
+            on = self.memory.on
             first = self._state[pointwise.HEAD_FIRST : pointwise.HEAD_FIRST + 1]
-            first = first if head else self._zero
-
-            def launch(run: Chunk) -> None:
-                _, count = run.rows(head)
-                if count:
-                    pointwise.norm_row[count, THREADS, self._stream](
-                        rows, added, delta is not None, weights, epsilon, first, out
-                    )
-
-            return launch
+            arguments: tuple[Any, ...] = (
+                on(x), on(added), delta is not None, on(weight), epsilon,
+                first if head else self._zero,
+            )  # fmt: skip
+            kernels = pointwise.norm_row, pointwise.norm_row
+            if fused:
+                (size,) = sizes
+                kernels = self._for_planes(lambda planes: pointwise.norm_bytes(size, planes))
+                arguments += self.memory.rows(output, size).arrays
+            else:
+                arguments += (on(output),)
+            return self._step(kernels, arguments, lambda count: count, pointwise.NORM_THREADS, head)
 
         self._makers.append(make)
-        self._quantize(output, weight.size, readers, head)
+        if not fused:
+            self._turn_into_bytes(output, weight.size, readers, head)
 
     def matmul(
         self, x: Floats, products: Sequence[tuple[Matrix, Floats]], head: bool = False
     ) -> None:
+        packed: dict[QuantSpec, list[tuple[QuantTensor, Floats]]] = {}
         for matrix, output in products:
-            self._note(matrix)
-            self._keep(x, output)
-            self._makers.append(partial(self._product, matrix, x, output, head))
-            if head:
-                self.outputs = [output]  # the last of them are the logits
+            self.memory.note(matrix)
+            self.memory.keep(x, output)
+            if isinstance(matrix, QuantTensor):
+                packed.setdefault(matrix.spec, []).append((matrix, output))
+            else:
+                self._makers.append(self._float_product(matrix, x, output, head))
+        for spec, alike in packed.items():
+            for start in range(0, len(alike), vectors.JOINED):
+                part = alike[start : start + vectors.JOINED]
+                self._makers.append(self._products(spec, x, part, head))
+        if head:
+            self.outputs = [products[-1][1]]  # the last of them are the logits
 
     def angles(self, cosines: Floats, sines: Floats) -> None:
-        self._keep(cosines, sines)
+        self.memory.keep(cosines, sines)
 
         def make() -> Launch:
-            frequencies = cuda.to_device(rope_frequencies(self._config))
-            c, s = self._on(cosines), self._on(sines)
-            return lambda run: pointwise.rope_angles[run.tokens, 32, self._stream](
-                self._state, frequencies, c, s
-            )
+            arguments = (
+                self._state, cuda.to_device(rope_frequencies(self._config)),
+                self.memory.on(cosines), self.memory.on(sines),
+            )  # fmt: skip
+            kernels = pointwise.rope_angles, pointwise.rope_angles
+            return self._step(kernels, arguments, lambda count: count, ROPE_THREADS)
 
         self._makers.append(make)
 
@@ -151,25 +157,24 @@ class CudaProgram:
         ring: KeyValues,
         chunk: KeyValues,
     ) -> None:
-        self._keep(q, k, v, cosines, sines)
-        self._keep_ring(ring)
-        self._keep_ring(chunk)
-        self._rings.append(ring)
+        self.memory.keep(q, k, v, cosines, sines)
+        self.memory.keep_ring(ring)
+        self.memory.keep(*arrays_of(chunk))
         size = self._config.head_dim
         heads, shared = self._config.num_attention_heads, self._config.num_key_value_heads
         scale = np.float32(1 / np.sqrt(size))
-        store = pointwise.store_keys(kind_of(ring), size)
 
         def make() -> Launch:
-            queries, keys, values = self._on(q), self._on(k), self._on(v)
-            c, s = self._on(cosines), self._on(sines)
-            to_ring, to_chunk = self._parts(ring), self._parts(chunk)
+            on, kernel = self.memory.on, pointwise.rope(kind_of(ring), size)
+            arguments = (
+                self._state, on(q), heads, scale, on(k), on(v), on(cosines), on(sines),
+            )  # fmt: skip
+            to_ring, to_chunk = self.memory.parts(ring), self.memory.parts(chunk)
 
             def launch(run: Chunk) -> None:
-                n, direct = run.tokens, run.tokens == 1
-                pointwise.rotate_queries[(heads, n), 32, self._stream](queries, size, scale, c, s)
-                store[(shared, n), 32, self._stream](
-                    self._state, keys, values, c, s, direct, *(to_ring if direct else to_chunk)
+                direct = run.tokens == 1
+                kernel[(heads + shared, run.tokens), ROPE_THREADS, self._stream](
+                    *arguments, direct, *(to_ring if direct else to_chunk)
                 )
 
             return launch
@@ -186,7 +191,7 @@ class CudaProgram:
         readers: Sequence[Matrix],
         head: bool = False,
     ) -> None:
-        self._keep(q, output)
+        self.memory.keep(q, output)
         size = self._config.head_dim
         heads, shared = self._config.num_attention_heads, self._config.num_key_value_heads
         group = heads // shared
@@ -198,8 +203,8 @@ class CudaProgram:
         tile = max(1, attend.QUERIES // group)
 
         def make() -> Launch:
-            queries, out = self._on(q), self._on(output)
-            held, fresh = self._parts(ring), self._parts(chunk)
+            queries, out = self.memory.on(q), self.memory.on(output)
+            held, fresh = self.memory.parts(ring), self.memory.parts(chunk)
 
             def launch(run: Chunk) -> None:
                 _, count = run.rows(head)
@@ -212,25 +217,25 @@ class CudaProgram:
                     self._state, queries, head, window or 0, one, step if one else 0,
                     parts_of, *held, *fresh,
                 )  # fmt: skip
-                attend.combine[(heads, count), 32, self._stream](
+                attend.combine[(heads, count), COMBINE_THREADS, self._stream](
                     self._state, parts_of, head, parts, out
                 )
 
             return launch
 
         self._makers.append(make)
-        self._quantize(output, heads * size, readers, head)
+        self._turn_into_bytes(output, heads * size, readers, head)
 
     def commit(self, chunk: KeyValues, ring: KeyValues) -> None:
-        kernel = pointwise.commit(kind_of(ring))
         shared = self._config.num_key_value_heads
 
         def make() -> Launch:
-            source, target = self._parts(chunk), self._parts(ring)
+            kernel = pointwise.commit(kind_of(ring))
+            arguments = self._state, *self.memory.parts(chunk), *self.memory.parts(ring)
 
             def launch(run: Chunk) -> None:
                 if run.tokens > 1:  # else it is there
-                    kernel[(shared, run.tokens), 32, self._stream](self._state, *source, *target)
+                    kernel[(shared, run.tokens), ROPE_THREADS, self._stream](*arguments)
 
             return launch
 
@@ -244,22 +249,17 @@ class CudaProgram:
         readers: Sequence[Matrix],
         head: bool = False,
     ) -> None:
-        self._keep(gate, up, output)
+        self.memory.keep(gate, up, output)
         columns = self._config.intermediate_size
         if any(not isinstance(reader, QuantTensor) for reader in readers):
 
             def make() -> Launch:
-                arguments = self._on(gate), self._on(up), columns, self._on(output)
-
-                def launch(run: Chunk) -> None:
-                    _, count = run.rows(head)
-                    if count:
-                        pointwise.silu_mul_row[count, THREADS, self._stream](*arguments)
-
-                return launch
+                on, kernel = self.memory.on, pointwise.silu_mul_row
+                arguments = on(gate), on(up), columns, on(output)
+                return self._step((kernel, kernel), arguments, lambda count: count, THREADS, head)
 
             self._makers.append(make)
-        self._quantize(output, columns, readers, head, (gate, up))
+        self._turn_into_bytes(output, columns, readers, head, (gate, up))
 
     # Running.
 
@@ -274,7 +274,6 @@ class CudaProgram:
         self._stream = cuda.stream()
         self._state = cuda.to_device(np.zeros(4, np.int64))
         self._zero = cuda.to_device(np.zeros(1, np.int64))
-        self._no_scales = cuda.to_device(np.zeros((1, 1), np.float32))
         self._seen = cuda.to_device(np.zeros(REPETITION_SPAN, np.int64))
         self._scores = cuda.to_device(np.zeros(self._config.vocab_size, np.float64))
         self._result = cuda.to_device(np.zeros(2, np.int64))
@@ -284,13 +283,14 @@ class CudaProgram:
             cuda.device_array((rows, heads, splits, width), np.float32)
             for rows, splits in ((self._tokens, 1), (1, self._splits))
         )
-        for key, array in self._host.items():
-            self._twins[key] = cuda.to_device(array)
-        for (buffer, size), columns in self._columns.items():
-            self._rows[buffer, size] = rows_in_bytes(self._tokens, columns, size)
-        for matrix in self._matrices.values():
-            self._matrix(matrix)
+        self.memory.allocate()
         self._launches = [make() for make in self._makers]
+
+    def needed_bytes(self) -> int:
+        """Bytes of the device that :meth:`compile` takes, beside what is there already."""
+        heads, width = self._config.num_attention_heads, self._config.head_dim + 2
+        partials = 4 * heads * width * (self._tokens + self._splits)
+        return self.memory.needed_bytes() + partials
 
     def is_compiled(self) -> bool:
         return bool(self._launches)
@@ -300,7 +300,7 @@ class CudaProgram:
         chunk = Chunk(tokens, position, head_first, head_tokens)
         state = np.array([position, tokens, head_first, head_tokens], np.int64)
         self._state.copy_to_device(state, stream=self._stream)
-        self._copy(self.inputs, tokens, to_device=True)
+        self.memory.copy_rows(self.inputs, tokens, self._stream)
         if tokens == 1 and head_tokens == 1:
             self._graph.run(self._stream, lambda: self._launch(chunk))
         else:
@@ -308,7 +308,7 @@ class CudaProgram:
         self._stream.synchronize()
 
     def fetch(self, rows: int) -> None:
-        self._copy(self.outputs, rows, to_device=False)
+        self.memory.copy_rows(self.outputs, rows, self._stream, back=True)
         self._stream.synchronize()
 
     def choose(self, sampling: Sampling, history: Sequence[int], draw: float) -> int | None:
@@ -321,125 +321,113 @@ class CudaProgram:
             seen[:count] = distinct
         self._seen.copy_to_device(seen, stream=self._stream)
         choose[1, CHOOSERS, self._stream](
-            self._on(self.outputs[0]), self._seen, count, penalty, float(sampling.temperature),
-            sampling.top_k, float(sampling.top_p), float(sampling.min_p), draw, self._scores,
-            self._result,
+            self.memory.on(self.outputs[0]), self._seen, count, float(penalty),
+            float(sampling.temperature), sampling.top_k, float(sampling.top_p),
+            float(sampling.min_p), float(draw), self._scores, self._result,
         )  # fmt: skip
         token, there = self._result.copy_to_host(stream=self._stream)
         self._stream.synchronize()
         return int(token) if there == CHOSEN else None
 
+    def read_back(self) -> None:
+        if self._launches:
+            self.memory.read_back()
+
+    def take_up(self) -> None:
+        self.compile()
+        self.memory.take_up()
+
     def _launch(self, chunk: Chunk) -> None:
         for launch in self._launches:
             launch(chunk)
 
-    def _copy(self, arrays: Sequence[Array], rows: int, to_device: bool) -> None:
-        for array in arrays:
-            if not rows:
-                continue
-            twin = self._twins[id(array)][:rows]
-            if to_device:
-                twin.copy_to_device(array[:rows], stream=self._stream)
-            else:
-                twin.copy_to_host(array[:rows], stream=self._stream)
-
-    def read_back(self) -> None:
-        """Copy the rings to the host's cache."""
-        if self._launches:
-            for array in self._ring_arrays():
-                self._on(array).copy_to_host(self._host[id(array)])
-
-    def take_up(self) -> None:
-        """Copy the host's cache to the rings."""
-        self.compile()
-        for array in self._ring_arrays():
-            self._on(array).copy_to_device(self._host[id(array)])
-
-    def _ring_arrays(self) -> list[Array]:
-        return [array for ring in self._rings for array in arrays_of(ring) if array.size]
-
-    # What lies on the device.
-
-    def needed_bytes(self) -> int:
-        """Bytes of the device that :meth:`compile` takes, beside what is there already."""
-        weights = sum(
-            matrix.nbytes for key, matrix in self._matrices.items() if key not in self._shared
-        )
-        buffers = sum(array.nbytes for array in self._host.values())
-        planes = sum(
-            2 * self._tokens * columns + 8 * self._tokens * columns // group_size
-            for (_, group_size), columns in self._columns.items()
-        )
-        heads, width = self._config.num_attention_heads, self._config.head_dim + 2
-        return weights + buffers + planes + 4 * heads * width * (self._tokens + self._splits)
-
-    def _keep(self, *arrays: Array) -> None:
-        """Note host arrays that need a twin on the device."""
-        for array in arrays:
-            self._host[id(array)] = array
-
-    def _keep_ring(self, ring: KeyValues) -> None:
-        for array in arrays_of(ring):
-            if array.size:
-                halves = array.dtype == np.uint16
-                self._host[id(array)] = array.view(np.float16) if halves else array
-
-    def _note(self, matrix: Matrix) -> None:
-        self._matrices[id(matrix)] = matrix
-
-    def _on(self, array: Array) -> Any:
-        return self._twins[id(array)]
-
-    def _parts(self, ring: KeyValues) -> tuple[Any, ...]:
-        """Keys, values and their scales on the device."""
-        return tuple(
-            self._on(array) if array.size else self._no_scales for array in arrays_of(ring)
-        )
-
-    def _matrix(self, matrix: Matrix) -> DeviceMatrix:
-        """The twin of a matrix, which all sessions share."""
-        if id(matrix) not in self._shared:
-            self._shared[id(matrix)] = to_device(matrix)
-        twin: DeviceMatrix = self._shared[id(matrix)]
-        return twin
-
     # Steps that several others are made of.
 
-    def _product(self, matrix: Matrix, x: Floats, output: Floats, head: bool) -> Launch:
-        twin, out = self._matrix(matrix), self._on(output)
-        rows = twin.rows
-        if not isinstance(matrix, QuantTensor):
-            source = self._on(x)
-
-            def floats(run: Chunk) -> None:
-                _, count = run.rows(head)
-                if count:
-                    blocks = -(-rows // THREADS), count
-                    float_matmul[blocks, THREADS, self._stream](twin.floats, source, out)
-
-            return floats
-        spec = matrix.spec
-        kind = spec.bits, spec.group_size, spec.symmetric
-        data = self._rows[id(x), spec.group_size]
-        operands = (
-            twin.codes, twin.scales, twin.minimums, data.high, data.low, data.factors, data.sums,
-            rows,
-        )  # fmt: skip
-        blocks = twin.codes.shape[0]
-        # A single token is read in two planes always, as on the processor.
-        one, many = matvec(*kind), matmul(*kind, self._planes)
+    def _step(
+        self,
+        kernels: Kernels,
+        arguments: tuple[Any, ...],
+        grid: Callable[[int], Any],
+        threads: int,
+        head: bool = False,
+    ) -> Launch:
+        """A launch on ``grid(rows)`` blocks, of no rows none."""
 
         def launch(run: Chunk) -> None:
             _, count = run.rows(head)
-            if run.tokens == 1 and count:
-                one[blocks, 16 * PARTS, self._stream](*operands, out)
-            elif count:
-                tiles = -(-blocks // TILE_BLOCKS), -(-count // TILE_TOKENS)
-                many[tiles, 16 * TILE_TOKENS, self._stream](*operands, count, out)
+            if count:
+                kernel = kernels[run.tokens > 1]
+                kernel[grid(count), threads, self._stream](*arguments)
 
         return launch
 
-    def _quantize(
+    def _for_planes(self, kernel: Callable[[int], Any]) -> Kernels:
+        """A kernel for two planes, in which a single token is read, and one for the prompt's."""
+        return kernel(2), kernel(self._planes)
+
+    def _float_product(
+        self, matrix: Floats, x: Floats, output: Floats, head: bool
+    ) -> Callable[[], Launch]:
+        blocks = -(-matrix.shape[0] // THREADS)
+
+        def make() -> Launch:
+            twin = self.memory.matrix(matrix)
+            arguments = twin.floats, self.memory.on(x), self.memory.on(output)
+            kernels = float_matmul, float_matmul
+            return self._step(kernels, arguments, lambda count: (blocks, count), THREADS, head)
+
+        return make
+
+    def _products(
+        self, spec: QuantSpec, x: Floats, products: Sequence[tuple[QuantTensor, Floats]], head: bool
+    ) -> Callable[[], Launch]:
+        """Products that read the same bytes: one launch for a single token, else one for each."""
+        kind = kind_of_product(spec)
+
+        def make() -> Launch:
+            data = self.memory.rows(x, spec.group_size).arrays
+            twins = [(self.memory.matrix(matrix), self.memory.on(out)) for matrix, out in products]
+            joined = [(*twin.packed, twin.rows, out) for twin, out in twins]
+            # Row blocks end before those that only fill up the arguments.
+            joined += joined[:1] * (vectors.JOINED - len(joined))
+            row_blocks = sum(twin.codes.shape[0] for twin, _ in twins)
+            one = vectors.matvec(*kind)
+            operands = [each for five in joined for each in five]
+            tiles = [self._tiles(kind, twin, data, out) for twin, out in twins]
+
+            def launch(run: Chunk) -> None:
+                _, count = run.rows(head)
+                if run.tokens == 1 and count:
+                    one[row_blocks, vectors.THREADS, self._stream](*operands, *data)
+                elif count:
+                    for each in tiles:
+                        each(count)
+
+            return launch
+
+        return make
+
+    def _tiles(
+        self, kind: tuple[int, int, bool], twin: DeviceMatrix, data: tuple[Any, ...], output: Any
+    ) -> Callable[[int], None]:
+        """A product for so many tokens: on tensor cores where there are some, else by dp4a."""
+        arguments = *twin.packed, *data, twin.rows
+        blocks = twin.codes.shape[0]
+        if has_tensor_cores():
+            tile = tensor_cores.tile_for(kind[1])
+            kernel = tensor_cores.matmul(*kind, self._planes, tile)
+            height, width, threads = tile.row_blocks, tile.tokens, tile.threads
+        else:
+            kernel = matmul(*kind, self._planes)
+            height, width, threads = TILE_BLOCKS, TILE_TOKENS, 16 * TILE_TOKENS
+
+        def launch(count: int) -> None:
+            grid = -(-blocks // height), -(-count // width)
+            kernel[grid, threads, self._stream](*arguments, count, output)
+
+        return launch
+
+    def _turn_into_bytes(
         self,
         buffer: Floats,
         columns: int,
@@ -447,37 +435,33 @@ class CudaProgram:
         head: bool,
         gated: tuple[Floats, Floats] | None = None,
     ) -> None:
-        """Rows of ``buffer``, or of a gate and its up, in bytes for the readers that want them."""
-        packed = [each for each in readers if isinstance(each, QuantTensor)]
-        for size in sorted({each.spec.group_size for each in packed}):
-            self._columns[id(buffer), size] = max(columns, self._columns.get((id(buffer), size), 0))
-            self._makers.append(
-                partial(self._quantizer, gated or (buffer, buffer), buffer, columns, size, head)
-            )
+        """Rows of ``buffer``, or of a gate and its up, as bytes for the readers that want them."""
+        sizes = {each.spec.group_size for each in readers if isinstance(each, QuantTensor)}
+        for size in sorted(sizes):
+            self.memory.need_bytes(buffer, columns, size)
+            self._makers.append(self._byte_maker(gated, buffer, columns, size, head))
 
-    def _quantizer(
+    def _byte_maker(
         self,
-        sources: tuple[Floats, Floats],
+        gated: tuple[Floats, Floats] | None,
         buffer: Floats,
         columns: int,
-        group_size: int,
+        size: int,
         head: bool,
-    ) -> Launch:
-        x, up = (self._on(each) for each in sources)
-        data = self._rows[id(buffer), group_size]
-        groups = columns // group_size
-        gated = sources[0] is not buffer
-        threads = group_size // 4, pointwise.QUANTIZED_GROUPS
-        one = pointwise.quantize_row(group_size, 2, gated)
-        many = pointwise.quantize_row(group_size, self._planes, gated)
-        blocks = -(-groups // pointwise.QUANTIZED_GROUPS)
+    ) -> Callable[[], Launch]:
+        blocks = -(-columns // (4 * THREADS))
 
-        def launch(run: Chunk) -> None:
-            _, count = run.rows(head)
-            if count:
-                kernel = one if run.tokens == 1 else many
-                kernel[(blocks, count), threads, self._stream](
-                    x, up, groups, data.high, data.low, data.factors, data.sums
-                )
+        def make() -> Launch:
+            sources = [self.memory.on(each) for each in gated or (buffer, buffer)]
+            arguments = *sources, columns, *self.memory.rows(buffer, size).arrays
+            kernels = self._for_planes(
+                lambda planes: pointwise.row_bytes(size, planes, gated is not None)
+            )
+            return self._step(kernels, arguments, lambda count: (blocks, count), THREADS, head)
 
-        return launch
+        return make
+
+
+def kind_of_product(spec: QuantSpec) -> tuple[int, int, bool]:
+    """What kernels are made for: bits, group size, whether it is symmetric."""
+    return spec.bits, spec.group_size, spec.symmetric

@@ -54,11 +54,20 @@ def choose(
             place = i
     tops[thread] = top
     places[thread] = place
+    half = THREADS // 2
+    while half > 0:
+        cuda.syncthreads()
+        other = thread + half
+        if thread < half and (
+            tops[other] > tops[thread]
+            or (tops[other] == tops[thread] and places[other] < places[thread])
+        ):
+            tops[thread] = tops[other]
+            places[thread] = places[other]
+        half //= 2
     cuda.syncthreads()
-    for each in range(THREADS):
-        if tops[each] > top or (tops[each] == top and places[each] < place):
-            top = tops[each]
-            place = places[each]
+    top = tops[0]
+    place = places[0]
     cuda.syncthreads()
     if temperature == 0:
         if thread == 0:
@@ -71,10 +80,14 @@ def choose(
         scores[i] = (scores[i] - top) / temperature
         part += math.exp(scores[i])
     tops[thread] = part
+    half = THREADS // 2
+    while half > 0:
+        cuda.syncthreads()
+        if thread < half:
+            tops[thread] += tops[thread + half]
+        half //= 2
     cuda.syncthreads()
-    total = float64(0)
-    for each in range(THREADS):
-        total += tops[each]
+    total = tops[0]
     limited = 0 < top_k < vocabulary
     level = math.log(max(min_p, 1e-12))
     low = float64(-800)

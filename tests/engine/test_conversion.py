@@ -330,7 +330,8 @@ def test_a_rotation_changes_nothing(tmp_path: Path, hidden: int, tied: bool) -> 
     assert not rotated.config.tie_word_embeddings
     for name in ("layers.0.q", "layers.1.down", "embedding", "head"):
         whole = rotated.read(name)
-        assert np.array_equal(rotated.read_rows(name, 16, 48), whole[16:48])  # type: ignore[index]
+        # The order in which a row's products are added is the BLAS's, and goes by the shape.
+        np.testing.assert_allclose(rotated.read_rows(name, 16, 48), whole[16:48], atol=1e-6)  # type: ignore[index]
         if name != "head" or not tied:
             assert not np.allclose(whole, original.read(name))  # type: ignore[arg-type]
     assert np.array_equal(rotated.read("norm"), np.ones(hidden))

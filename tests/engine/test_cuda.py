@@ -33,8 +33,18 @@ if devices.missing() is not None:
 
 from quant.cuda import attention as attending  # noqa: E402 - only where it can be imported
 from quant.cuda import matmul as products  # noqa: E402
-from quant.cuda import memory, pointwise  # noqa: E402
-from quant.cuda.jit import SIMULATED, THREADS, dp4a, kernel  # noqa: E402
+from quant.cuda import matvec as vectors  # noqa: E402
+from quant.cuda import memory, pointwise, tensor_cores  # noqa: E402
+from quant.cuda.jit import (  # noqa: E402
+    SIMULATED,
+    THREADS,
+    dp4a,
+    has_tensor_cores,
+    kernel,
+    load2,
+    load4,
+    mma,
+)
 from quant.cuda.program import CudaProgram  # noqa: E402
 
 RANDOM = np.random.default_rng(5)
@@ -89,27 +99,88 @@ def test_dp4a() -> None:
     np.testing.assert_array_equal(totals.copy_to_host(), expected)
 
 
+def test_wide_loads() -> None:
+    @kernel
+    def run(words: Any, halves: Any, output: Any) -> None:
+        i = cuda.grid(1)
+        if i < 6:
+            four = load4(words, (i // 2, 4 * (i % 2)))
+            two = load2(halves, (i,)) if i % 2 == 0 else load2(halves, (0,))
+            for each in range(4):
+                output[i, each] = four[each]
+            output[i, 4] = two[0]
+            output[i, 5] = two[1]
+
+    words = RANDOM.integers(0, 1 << 32, (3, 8), np.uint32)
+    halves = normal(8).astype(np.float16)
+    output = cuda.to_device(np.zeros((6, 6)))
+    run[1, 32](cuda.to_device(words), cuda.to_device(halves), output)
+    shown = output.copy_to_host()
+    np.testing.assert_array_equal(shown[:, :4], words.reshape(6, 4))
+    pairs = [halves[i : i + 2] if i % 2 == 0 else halves[:2] for i in range(6)]
+    np.testing.assert_array_equal(shown[:, 4:], pairs)
+
+
+@pytest.mark.skipif(not has_tensor_cores(), reason="the GPU's tensor cores take no bytes")
+def test_a_tensor_core() -> None:
+    @kernel
+    def run(a: Any, b: Any, c: Any, output: Any) -> None:
+        i = cuda.threadIdx.x
+        made = mma(
+            (a[i, 0], a[i, 1], a[i, 2], a[i, 3]),
+            (b[i, 0], b[i, 1]),
+            (c[i, 0], c[i, 1], c[i, 2], c[i, 3]),
+        )
+        for each in range(4):
+            output[i, each] = made[each]
+
+    first = RANDOM.integers(0, 256, (16, 32), np.uint8)
+    second = RANDOM.integers(-128, 128, (32, 8), np.int8)
+    third = RANDOM.integers(-1000, 1000, (16, 8), np.int32)
+    rows = first.view(np.uint32)  # [16, 8 words]
+    columns = np.ascontiguousarray(second.T).view(np.int32)  # [8, 8 words]
+    a, b, c = (
+        np.zeros((32, n), kind) for n, kind in ((4, np.uint32), (2, np.int32), (4, np.int32))
+    )
+    expected = first.astype(int) @ second + third
+    shown = np.zeros((32, 4), int)
+    for thread in range(32):
+        g, t = divmod(thread, 4)
+        a[thread] = rows[g, t], rows[g + 8, t], rows[g, t + 4], rows[g + 8, t + 4]
+        b[thread] = columns[g, t], columns[g, t + 4]
+        for each, (row, column) in enumerate(
+            ((g, 2 * t), (g, 2 * t + 1), (g + 8, 2 * t), (g + 8, 2 * t + 1))
+        ):
+            c[thread, each], shown[thread, each] = third[row, column], expected[row, column]
+    output = cuda.to_device(np.zeros((32, 4), np.int32))
+    run[1, 32](*map(cuda.to_device, (a, b, c)), output)
+    np.testing.assert_array_equal(output.copy_to_host(), shown)
+
+
 def in_bytes(x: Any, group_size: int, planes: int = 2) -> tuple[Any, Any]:
     """Rows on the device in bytes, and what they stand for."""
     tokens, columns = x.shape
     rows = memory.rows_in_bytes(tokens, columns, group_size)
-    groups = columns // group_size
-    blocks = -(-groups // pointwise.QUANTIZED_GROUPS), tokens
-    threads = group_size // 4, pointwise.QUANTIZED_GROUPS
     source = cuda.to_device(x)
-    pointwise.quantize_row(group_size, planes, False)[blocks, threads](
-        source, source, groups, rows.high, rows.low, rows.factors, rows.sums
+    pointwise.row_bytes(group_size, planes, False)[(-(-columns // (4 * THREADS)), tokens), THREADS](
+        source, source, columns, *rows.arrays
     )
-    whole = rows.high.copy_to_host().view(np.int8).reshape(tokens, columns).astype(np.int64)
+    return rows, shown_by(rows, group_size, planes)
+
+
+def shown_by(rows: Any, group_size: int, planes: int = 2) -> Any:
+    """The numbers that rows in bytes stand for; their sums are checked."""
+    tokens, groups = rows.factors.shape
+    whole = rows.high.copy_to_host().view(np.int8).astype(np.int64)
     if planes == 2:
-        low = rows.low.copy_to_host().view(np.int8).reshape(tokens, columns)
+        low = rows.low.copy_to_host().view(np.int8)
         assert low.min() >= -64
         assert low.max() <= 63
         whole = 128 * whole + low
     np.testing.assert_array_equal(
         rows.sums.copy_to_host(), whole.reshape(tokens, groups, -1).sum(-1)
     )
-    return rows, whole * np.repeat(rows.factors.copy_to_host(), group_size, axis=1)
+    return whole * np.repeat(rows.factors.copy_to_host(), group_size, axis=1)
 
 
 @pytest.mark.parametrize(("planes", "steps"), [(2, 127 * 128), (1, 127)])
@@ -121,39 +192,66 @@ def test_rows_in_bytes(planes: int, steps: int) -> None:
     assert (np.abs(shown - x) <= 0.51 * largest / steps + 1e-9).all()
 
 
-@pytest.mark.parametrize("spec", [INT4, INT8, QuantSpec(4, 64, symmetric=True)], ids=str)
-@pytest.mark.parametrize("tokens", [1, 5])
-def test_products(spec: QuantSpec, tokens: int) -> None:
-    matrix = round_to_nearest(normal(40, 128), spec)
+KINDS = [INT4, INT8, QuantSpec(4, 64, symmetric=True), QuantSpec(8, 128, symmetric=False)]
+
+
+def kind_of(spec: QuantSpec) -> tuple[int, int, bool]:
+    return spec.bits, spec.group_size, spec.symmetric
+
+
+@pytest.mark.parametrize("spec", KINDS, ids=str)
+@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize("cores", [False, True], ids=["dp4a", "tensor cores"])
+def test_products_for_many_tokens(spec: QuantSpec, planes: int, cores: bool) -> None:
+    if cores and not has_tensor_cores():
+        pytest.skip("the GPU's tensor cores take no bytes")
+    matrix = round_to_nearest(normal(40, 256), spec)
     twin = memory.to_device(matrix)
-    x = normal(tokens, 128)
-    rows, shown = in_bytes(x, spec.group_size)
-    kind = spec.bits, spec.group_size, spec.symmetric
-    operands = (
-        twin.codes, twin.scales, twin.minimums, rows.high, rows.low, rows.factors, rows.sums, 40,
-    )  # fmt: skip
-    expected = shown @ matrix.dequantize().astype(np.float64).T
-    output = cuda.to_device(np.full((tokens, 64), np.nan, np.float32))
-    tiles = -(-3 // products.TILE_BLOCKS), -(-tokens // products.TILE_TOKENS)
-    products.matmul(*kind, 2)[tiles, 16 * products.TILE_TOKENS](*operands, tokens, output)
+    rows, shown = in_bytes(normal(11, 256), spec.group_size, planes)
+    output = cuda.to_device(np.zeros((11, 64), np.float32))
+    if cores:
+        tile = tensor_cores.tile_for(spec.group_size)
+        run = tensor_cores.matmul(*kind_of(spec), planes, tile)
+        height, width, threads = tile.row_blocks, tile.tokens, tile.threads
+    else:
+        run = products.matmul(*kind_of(spec), planes)
+        height, width = products.TILE_BLOCKS, products.TILE_TOKENS
+        threads = 16 * products.TILE_TOKENS
+    run[(-(-3 // height), -(-11 // width)), threads](*twin.packed, *rows.arrays, 40, 11, output)
+    expected = shown @ matrix.dequantize().T
     np.testing.assert_allclose(output.copy_to_host()[:, :40], expected, atol=1e-4)
-    assert np.isnan(output.copy_to_host()[:, 40:]).all()
-    if tokens == 1:
-        one = cuda.to_device(np.zeros((1, 64), np.float32))
-        products.matvec(*kind)[3, 16 * products.PARTS](*operands, one)
-        np.testing.assert_allclose(one.copy_to_host()[:, :40], expected, atol=1e-4)
+    assert not output.copy_to_host()[:, 40:].any()  # the last row block is filled up
 
 
-def test_a_product_in_one_plane() -> None:
-    matrix = round_to_nearest(normal(16, 64), INT4)
+def test_a_tile_of_several_warps() -> None:
+    tile = tensor_cores.Tile(row_warps=2, token_warps=2, blocks=1, octets=2)
+    matrix = round_to_nearest(normal(50, 64), INT4)
     twin = memory.to_device(matrix)
-    rows, shown = in_bytes(normal(3, 64), 32, planes=1)
-    output = cuda.to_device(np.zeros((3, 16), np.float32))
-    products.matmul(4, 32, False, 1)[(1, 1), 16 * products.TILE_TOKENS](
-        twin.codes, twin.scales, twin.minimums, rows.high, rows.low, rows.factors, rows.sums, 16,
-        3, output,
-    )  # fmt: skip
-    np.testing.assert_allclose(output.copy_to_host(), shown @ matrix.dequantize().T, atol=1e-4)
+    rows, shown = in_bytes(normal(35, 64), 32)
+    output = cuda.to_device(np.zeros((35, 64), np.float32))
+    run = tensor_cores.matmul(*kind_of(INT4), 2, tile)
+    run[(2, 2), tile.threads](*twin.packed, *rows.arrays, 50, 35, output)
+    expected = shown @ matrix.dequantize().T
+    np.testing.assert_allclose(output.copy_to_host()[:, :50], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("spec", KINDS, ids=str)
+@pytest.mark.parametrize("heights", [(40,), (40, 16), (16, 24, 5)], ids=str)
+def test_products_for_one_token(spec: QuantSpec, heights: tuple[int, ...]) -> None:
+    rows, shown = in_bytes(normal(1, 384), spec.group_size)
+    matrices = [round_to_nearest(normal(height, 384), spec) for height in heights]
+    twins = [memory.to_device(each) for each in matrices]
+    outputs = [cuda.to_device(np.zeros((1, 64), np.float32)) for _ in heights]
+    joined: list[Any] = []
+    for i in range(vectors.JOINED):
+        which = i if i < len(heights) else 0
+        joined += [*twins[which].packed, heights[which], outputs[which]]
+    blocks = sum(-(-height // 16) for height in heights)
+    vectors.matvec(*kind_of(spec))[blocks, vectors.THREADS](*joined, *rows.arrays)
+    for matrix, height, output in zip(matrices, heights, outputs, strict=True):
+        made = output.copy_to_host()
+        np.testing.assert_allclose(made[:, :height], shown @ matrix.dequantize().T, atol=1e-4)
+        assert not made[:, height:].any()
 
 
 def test_products_of_floats() -> None:
@@ -182,16 +280,27 @@ def test_embedding(spec: QuantSpec | None) -> None:
 
 @pytest.mark.parametrize("added", [False, True])
 def test_norm(added: bool) -> None:
-    x, delta, weight = normal(4, 64), normal(2, 64), normal(48)
-    rows, output = cuda.to_device(x), cuda.to_device(np.zeros((2, 64), np.float32))
-    first = cuda.to_device(np.array([2], np.int64))
-    pointwise.norm_row[2, THREADS](
-        rows, cuda.to_device(delta), added, cuda.to_device(weight), np.float32(1e-5), first, output
-    )
-    stream = x[2:, :48] + (delta[:, :48] if added else 0)
+    x, delta, weight = normal(4, 192), normal(2, 192), normal(160)
+    stream = x[2:, :160] + (delta[:, :160] if added else 0)
     expected = rms_norm(stream, weight, 1e-5)
-    np.testing.assert_allclose(output.copy_to_host()[:, :48], expected, rtol=1e-5)
-    np.testing.assert_array_equal(rows.copy_to_host()[2:, :48], stream)
+
+    def run(norm: Any, *outputs: Any) -> None:
+        rows = cuda.to_device(x)
+        norm[2, pointwise.NORM_THREADS](
+            rows, cuda.to_device(delta), added, cuda.to_device(weight), np.float32(1e-5),
+            cuda.to_device(np.array([2], np.int64)), *outputs,
+        )  # fmt: skip
+        np.testing.assert_array_equal(rows.copy_to_host()[2:, :160], stream)
+
+    output = cuda.to_device(np.zeros((2, 192), np.float32))
+    run(pointwise.norm_row, output)
+    np.testing.assert_allclose(output.copy_to_host()[:, :160], expected, rtol=1e-5)
+    for planes, steps in ((2, 127 * 128), (1, 127)):
+        rows = memory.rows_in_bytes(2, 160, 32)
+        run(pointwise.norm_bytes(32, planes), *rows.arrays)
+        largest = np.abs(expected.reshape(2, 5, 32)).max(-1).repeat(32, axis=1)
+        shown = shown_by(rows, 32, planes)
+        assert (np.abs(shown - expected) <= 0.51 * largest / steps + 1e-6).all()
 
 
 def test_gate() -> None:
@@ -202,11 +311,11 @@ def test_gate() -> None:
     expected = silu_mul(gate, up)
     np.testing.assert_allclose(output.copy_to_host(), expected, rtol=1e-5, atol=1e-6)
     rows = memory.rows_in_bytes(2, 64, 32)
-    pointwise.quantize_row(32, 2, True)[
-        (-(-2 // pointwise.QUANTIZED_GROUPS), 2), (8, pointwise.QUANTIZED_GROUPS)
-    ](cuda.to_device(gate), cuda.to_device(up), 2, rows.high, rows.low, rows.factors, rows.sums)
-    top = np.abs(expected.reshape(2, 2, 32)).max(-1)
-    np.testing.assert_allclose(rows.factors.copy_to_host(), top / (127 * 128), rtol=1e-5)
+    pointwise.row_bytes(32, 2, True)[(1, 2), THREADS](
+        cuda.to_device(gate), cuda.to_device(up), 64, *rows.arrays
+    )
+    largest = np.abs(expected.reshape(2, 2, 32)).max(-1).repeat(32, axis=1)
+    assert (np.abs(shown_by(rows, 32) - expected) <= 0.51 * largest / (127 * 128) + 1e-6).all()
 
 
 def twins_of(ring: KeyValues) -> tuple[Any, ...]:
@@ -222,14 +331,17 @@ def twins_of(ring: KeyValues) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("kind", ["f32", "f16", "int8"])
-def test_keys_are_rotated_and_stored(kind: str) -> None:
-    k, v, angle = normal(2, 16), normal(2, 16), normal(2, 8)
+def test_rope(kind: str) -> None:
+    q, k, v, angle = normal(2, 32), normal(2, 16), normal(2, 16), normal(2, 8)
     cosines, sines = np.cos(angle), np.sin(angle)
     expected, ring = (KeyValues.allocate(SMALL, 64, kind) for _ in range(2))
     twins = twins_of(ring)
-    pointwise.store_keys(kind, 16)[(1, 2), 32](
-        state(70, 2), *map(cuda.to_device, (k, v, cosines, sines)), False, *twins
+    queries, *others = map(cuda.to_device, (q, k, v, cosines, sines))
+    pointwise.rope(kind, 16)[(2 + 1, 2), 32](
+        state(70, 2), queries, 2, np.float32(0.25), *others, False, *twins
     )
+    rotated = rotate(q.reshape(2, 2, 16), cosines, sines) / 4
+    np.testing.assert_allclose(queries.copy_to_host().reshape(2, 2, 16), rotated, atol=1e-6)
     slots = np.array([6, 7])  # of the chunk, as its first position is 6 beyond a tile
     store_slots(expected, slots, rotate(k[:, None], cosines, sines), v[:, None])
     for twin, array in zip(twins, memory.arrays_of(expected), strict=True):
@@ -239,17 +351,6 @@ def test_keys_are_rotated_and_stored(kind: str) -> None:
             np.testing.assert_allclose(
                 twin.copy_to_host().astype(float), shown.astype(float), atol=tolerance
             )
-
-
-def test_queries_are_rotated() -> None:
-    q, angle = normal(2, 32), normal(2, 8)
-    cosines, sines = np.cos(angle), np.sin(angle)
-    twin = cuda.to_device(q)
-    pointwise.rotate_queries[(2, 2), 32](
-        twin, 16, np.float32(0.25), cuda.to_device(cosines), cuda.to_device(sines)
-    )
-    expected = rotate(q.reshape(2, 2, 16), cosines, sines) / 4
-    np.testing.assert_allclose(twin.copy_to_host().reshape(2, 2, 16), expected, atol=1e-6)
 
 
 def test_angles() -> None:
@@ -319,7 +420,7 @@ def test_choosing_on_the_device(sampling: Sampling) -> None:
         normal(40) * 6,
         np.zeros(40, np.float32) + np.eye(40, dtype=np.float32)[7],
     ):
-        program._on(program.outputs[0])[:1].copy_to_device(
+        program.memory.on(program.outputs[0])[:1].copy_to_device(
             np.pad(logits, (0, program.outputs[0].shape[1] - 40))[None]
         )
         draw = sampler.draw()
@@ -429,7 +530,7 @@ def test_weights_are_copied_once() -> None:
     fresh = model_of(INT4, layers=1).session(64, backend="cuda").program
     assert isinstance(fresh, CudaProgram)
     assert fresh.needed_bytes() - program.needed_bytes() == sum(
-        matrix.nbytes for matrix in fresh._matrices.values()
+        matrix.nbytes for matrix in fresh.memory._matrices.values()
     )
 
 

@@ -1,6 +1,7 @@
-"""The worker that measures our engine, and the memory's speed. ``against_llama_cpp.py`` starts it.
+"""The worker that measures our engine, and the memory's speed. ``against_*.py`` start it.
 
-Requests: ``{"load": {"model", "layers", "bits", "group_size", "symmetric", "threads"}}``,
+Requests: ``{"load": {"model", "layers", "bits", "group_size", "symmetric", "threads"}}``, perhaps
+with a ``backend``,
 ``{"open": {"kv", "precision"}, "test": ...}``, ``{"test": ...}``, ``{"probe": true}``. A test is
 ``{"test": "prefill" or "decode", "tokens", "depth"}``.
 """
@@ -21,6 +22,7 @@ from quant.bench import (
     random_model,
     read_bandwidth,
 )
+from quant.devices import copy_bandwidth
 
 
 class Ours:
@@ -30,6 +32,7 @@ class Ours:
         self._model: quant.Model
         self._session: quant.Session
         self._threads = 0
+        self._backend = "cpu"
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Carry out one request."""
@@ -38,7 +41,12 @@ class Ours:
         if "open" in request:
             return self._open(**request["open"], test=request["test"])
         if "probe" in request:
-            return {"gigabytes_per_second": read_bandwidth(self._threads)}
+            on_gpu = self._backend == "cuda"
+            return {
+                "gigabytes_per_second": copy_bandwidth()
+                if on_gpu
+                else read_bandwidth(self._threads)
+            }
         return {"seconds": self._measure(**request["test"])}
 
     def _load(
@@ -49,9 +57,11 @@ class Ours:
         group_size: int,
         symmetric: bool,
         threads: int,
+        backend: str = "cpu",
     ) -> dict[str, Any]:
         """Load a file, or make a random model where ``model`` is the name of a geometry."""
         self._threads = threads
+        self._backend = backend
         if model in GEOMETRIES:
             spec = quant.QuantSpec(bits, group_size, symmetric)
             self._model = random_model(model, layers, spec)
@@ -66,7 +76,11 @@ class Ours:
         """Make the session, run the test once to warm up, and say what a token reads."""
         depth = test["depth"]
         self._session = self._model.session(
-            depth + test["tokens"], kv=kv, prefill=precision, threads=self._threads
+            depth + test["tokens"],
+            kv=kv,
+            prefill=precision,
+            threads=self._threads,
+            backend=self._backend,
         )
         self._session.compile()
         self._measure(**test)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
+
+from numba import cuda
 
 from ..errors import DeviceError
 from .jit import SIMULATED
@@ -13,6 +16,7 @@ class Graph:
     """Launches that are the same each time: carried out once, then recorded, then replayed.
 
     All that changes from token to token lies in memory of the device, so one recording serves.
+    Whoever has the graph keeps the arrays that it was recorded with.
     """
 
     def __init__(self) -> None:
@@ -29,14 +33,25 @@ class Graph:
         from cuda.bindings import driver  # there only beside numba-cuda
 
         if self._recorded is None:
-            mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-            _checked(driver.cuStreamBeginCapture(int(stream), mode))
-            try:
-                launch()
-            finally:
-                graph = _checked(driver.cuStreamEndCapture(int(stream)))
-            self._recorded = _checked(driver.cuGraphInstantiate(graph, 0))
+            self._recorded = _record(driver, int(stream), launch)
+            weakref.finalize(self, driver.cuGraphExecDestroy, self._recorded).atexit = False
         _checked(driver.cuGraphLaunch(self._recorded, int(stream)))
+
+
+def _record(driver: Any, stream: int, launch: Callable[[], None]) -> Any:
+    """The launches as an executable graph."""
+    mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+    # Memory that Numba frees meanwhile would break the recording off.
+    with cuda.defer_cleanup():
+        _checked(driver.cuStreamBeginCapture(stream, mode))
+        try:
+            launch()
+        finally:
+            graph = _checked(driver.cuStreamEndCapture(stream))
+    try:
+        return _checked(driver.cuGraphInstantiate(graph, 0))
+    finally:
+        _checked(driver.cuGraphDestroy(graph))
 
 
 def _checked(result: tuple[Any, ...]) -> Any:

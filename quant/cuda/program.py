@@ -325,8 +325,9 @@ class CudaProgram:
             float(sampling.temperature), sampling.top_k, float(sampling.top_p),
             float(sampling.min_p), float(draw), self._scores, self._result,
         )  # fmt: skip
-        token, there = self._result.copy_to_host(stream=self._stream)
+        result = self._result.copy_to_host(stream=self._stream)
         self._stream.synchronize()
+        token, there = result
         return int(token) if there == CHOSEN else None
 
     def read_back(self) -> None:

@@ -118,17 +118,8 @@ def attention(kind: str, head_dim: int, group: int):
                 top = tops[query]
                 for place in range(SPAN):
                     top = max(top, scores[query, place])
-                factor = float32(math.exp(max(tops[query] - top, float32(-87))))
-                total = totals[query] * factor
-                for place in range(SPAN):
-                    weight = float32(0)
-                    if scores[query, place] > float32(LOWEST):
-                        weight = float32(math.exp(max(scores[query, place] - top, float32(-87))))
-                    scores[query, place] = weight
-                    total += weight
+                factors[query] = math.exp(max(tops[query] - top, float32(-87)))
                 tops[query] = top
-                totals[query] = total
-                factors[query] = factor
             for index in range(thread, SPAN * head_dim, THREADS):
                 place = start + index // head_dim
                 i = index % head_dim
@@ -146,6 +137,18 @@ def attention(kind: str, head_dim: int, group: int):
                             value = (value - float32(128)) * new_value_scales[shared, slot]
                 tile[index // head_dim, i] = value
             cuda.syncthreads()
+            for index in range(thread, count * SPAN, THREADS):
+                score = scores[index // SPAN, index % SPAN]
+                weight = float32(0)
+                if score > float32(LOWEST):
+                    weight = math.exp(max(score - tops[index // SPAN], float32(-87)))
+                scores[index // SPAN, index % SPAN] = weight
+            cuda.syncthreads()
+            for query in range(thread, count, THREADS):
+                total = totals[query] * factors[query]
+                for place in range(SPAN):
+                    total += scores[query, place]
+                totals[query] = total
             for index in range(thread, count * head_dim, THREADS):
                 query = index // head_dim
                 i = index % head_dim

@@ -15,7 +15,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 
 from mistral_chat.errors import UsageError
 from mistral_chat.guardrail import ACCEPTABLE, DEFAULT_THRESHOLD, Action, Category, Taxonomy
-from mistral_chat.settings import nearest
+from mistral_chat.settings import brief, nearest, parse_toml
 
 PAPER, MISTRAL, LLAMA_GUARD = "paper", "mistral", "llama-guard"
 PRESETS = (PAPER, MISTRAL, LLAMA_GUARD)
@@ -61,10 +60,7 @@ def taxonomy_text(source: str) -> str:
 
 def parse_taxonomy(text: str, source: str) -> Taxonomy:
     """Categories from TOML; ``source`` names them in errors. Raises UsageError."""
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{source} is not valid TOML: {error}.") from error
+    values = parse_toml(text, source)
     _check_keys(values, ("acceptable", "category"), source)
     rows = values.get("category", [])
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -95,23 +91,31 @@ def _category(row: Mapping[str, Any], place: str) -> Category:
     action = row.get("action", Action.REFUSE)
     if action not in [each.value for each in Action]:
         known = ", ".join(Action)
-        raise UsageError(f"{place}: {action!r} is no action; actions are {known}.")
+        raise UsageError(f"{place}: {brief(action)} is no action; actions are {known}.")
     threshold = row.get("threshold", DEFAULT_THRESHOLD)
-    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
-        raise UsageError(f"{place}: threshold must be a number from 0 to 1, not {threshold!r}.")
+    number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
+    # Before it is made a float, which a whole number may be too large for.
+    if not (number and 0 <= threshold <= 1):
+        raise UsageError(
+            f"{place}: threshold must be a number from 0 to 1, not {brief(threshold)}."
+        )
     code = row.get("code")
+    if code is not None:
+        code = _label(code, "code", place)
+        if not code:
+            raise UsageError(f"{place} has an empty code; write one, or leave the key out.")
     return Category(
         name,
         _label(row.get("description", name), "description", place),
         Action(action),
         float(threshold),
-        None if code is None else _label(code, "code", place),
+        code,
     )
 
 
 def _label(value: object, key: str, place: str) -> str:
     if not isinstance(value, str) or len(value.splitlines()) > 1:
-        raise UsageError(f"{place}: {key} must be a text of one line, not {value!r}.")
+        raise UsageError(f"{place}: {key} must be a text of one line, not {brief(value)}.")
     return value.strip()
 
 

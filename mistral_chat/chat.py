@@ -18,10 +18,11 @@ from mistral_chat.engine import (
     sampling_of,
 )
 from mistral_chat.errors import UsageError
-from mistral_chat.guardrail import MODERATING, OFF, STRICT, Action, Verdict, system_prompt
+from mistral_chat.guardrail import MODERATING, OFF, STRICT, system_prompt
+from mistral_chat.judging import Judged, Moderators
 from mistral_chat.messages import Message, Role
-from mistral_chat.models import EMBEDDED
-from mistral_chat.moderation import Loaded, Moderator, Scorer, open_moderator
+from mistral_chat.models import caution
+from mistral_chat.moderation import Loaded, Moderator, Scorer
 from mistral_chat.sessions import SessionFile, Talk, Turn, now, prune_caches
 from mistral_chat.settings import Settings
 from mistral_chat.templates import ChatTemplate
@@ -58,40 +59,14 @@ class Engine(Protocol):
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """How many tokens a conversation is."""
 
-    def save_cache(self, path: Path) -> int:
-        """Write what was read to a file; its bytes."""
+    def save_cache(self, path: Path, messages: Sequence[Message]) -> int:
+        """Write what was read of a conversation to a file; its bytes."""
 
     def restore_cache(self, path: Path) -> None:
         """Take up what an earlier process had read."""
 
     def scorer(self, context: int) -> Scorer:
         """A scorer for ``context`` tokens, or for as many as the model can have."""
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """What the moderation found a question (``role`` user) or an answer to be."""
-
-    role: Role
-    verdict: Verdict
-
-    @property
-    def what(self) -> str:
-        """``question`` or ``answer``."""
-        return "question" if self.role is Role.USER else "answer"
-
-    def sentence(self) -> str | None:
-        """What a person is told: nothing where the text passes without a word."""
-        match self.verdict.action:
-            case Action.REFUSE:
-                return f"The {self.what} was refused: {self.verdict.reason()}."
-            case Action.WARN:
-                return f"Note: the {self.what} was classified as {self.verdict.reason()}."
-        return None
-
-    def record(self) -> dict[str, object]:
-        """The verdict as JSON prints it."""
-        return {"role": self.role.value, **self.verdict.record()}
 
 
 ChatEvent = Event | Judged
@@ -114,7 +89,8 @@ class Chat:
     """A talk with an engine; ``store`` keeps it on the disk (None: private), ``last`` is the end of
     the latest answer, ``attached`` texts go before the next question, ``notice`` is a sentence that
     was not told yet. ``load_moderator`` loads a model that judges in place of the engine, and
-    ``verdicts`` are those on the latest question and answer.
+    ``verdicts`` are those on the latest question and answer. With ``whole`` nobody sees an answer
+    before it is complete, so where the guardrail moderates one that is refused is held back.
     """
 
     engine: Engine
@@ -126,8 +102,9 @@ class Chat:
     notice: str | None = None
     load_moderator: Callable[[str], Loaded] | None = None
     verdicts: list[Judged] = field(default_factory=list)
-    _moderator: Moderator | None = None
-    _moderator_of: tuple[Engine, str | None] | None = None
+    whole: bool = False
+    _moderators: Moderators = field(default_factory=Moderators)
+    _cautioned: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.settings = self.settings.with_recommended(self.engine.recommended, self.engine.name)
@@ -180,11 +157,7 @@ class Chat:
         ContextFullError for what does not fit all the same.
         """
         self.last, self.verdicts = None, []
-        stopped = yield from self._judge(Role.USER, question, "", cancel, progress)
-        if stopped is not None:
-            nothing = Usage(0, 0, 0), Timings(0, 0.0, 0, 0.0)
-            self.last = Finished("", stopped, *nothing, self.settings.seed)
-            yield self.last
+        if not (yield from self._question_passes(question, cancel, progress)):
             return
         evicted, summary = self._room_for(question, cancel, tell or _say_nothing, again)
         messages = self._messages(evicted, summary, question, again)
@@ -207,13 +180,17 @@ class Chat:
     ) -> Iterator[ChatEvent]:
         """Let the model go on with its last answer, and keep both parts as one.
 
-        Where the guardrail moderates, both parts are judged as one, too. Raises UsageError where
-        there is no answer.
+        Where the guardrail moderates, both parts are judged as one, too, and before them the
+        question, if nobody judged it yet. Raises UsageError where there is no answer.
         """
         if not self.turns:
             raise UsageError("There is no answer yet to go on with.")
         turn = self.turns[-1]
         self.last, self.verdicts = None, []
+        moderated = self.settings.guardrail in MODERATING
+        unjudged = moderated and self._moderators.passed != (self.moderator(), turn.user)
+        if unjudged and not (yield from self._question_passes(turn.user, cancel, progress)):
+            return
         kept = yield from self._reply(self.messages(), turn.user, turn.assistant, cancel, progress)
         if kept and self.last is not None:
             self._record("undo")
@@ -224,17 +201,28 @@ class Chat:
 
     def moderator(self) -> Moderator:
         """Who judges with the present settings. Raises UsageError, and what loading raises."""
-        settings = self.settings
-        key = self.engine, settings.categories
-        if self._moderator is None or self._moderator_of != key:
-            loaded: Loaded = self.engine
-            if settings.moderator is not None and self.load_moderator is not None:
-                loaded = self.load_moderator(settings.moderator)
-            self._moderator, self._moderator_of = open_moderator(loaded, settings.categories), key
-            model = EMBEDDED.get(self._moderator.name)
-            if model is not None and model.moderation is not None:
-                self.notice = model.moderation
-        return self._moderator
+        moderator = self._moderators.choose(self.engine, self.settings, self.load_moderator)
+        if moderator.name not in self._cautioned:
+            self._cautioned.add(moderator.name)
+            self.notice = caution(moderator.name) or self.notice
+        return moderator
+
+    def _question_passes(
+        self,
+        question: str,
+        cancel: Callable[[], bool] | None,
+        progress: Callable[[PrefillProgress], None] | None,
+    ) -> Generator[ChatEvent, None, bool]:
+        """Judge a question, where the guardrail does; where it is not to pass, that is the end."""
+        stopped = yield from self._judge(Role.USER, question, "", cancel, progress)
+        if stopped is None:
+            if self.settings.guardrail in MODERATING:
+                self._moderators.passed = self.moderator(), question
+            return True
+        nothing = Usage(0, 0, 0), Timings(0, 0.0, 0, 0.0)
+        self.last = Finished("", stopped, *nothing, self.settings.seed)
+        yield self.last
+        return False
 
     def _judge(
         self,
@@ -270,7 +258,8 @@ class Chat:
     ) -> Generator[ChatEvent, None, bool]:
         """The answer, which goes on after ``before``; whether there is one to keep."""
         settings = self.settings
-        held_back = settings.guardrail == STRICT
+        moderated = settings.guardrail in MODERATING
+        held_back = moderated and (self.whole or settings.guardrail == STRICT)
         for event in self.engine.reply(
             messages,
             sampling_of(settings),
@@ -419,9 +408,13 @@ class Chat:
 
         Raises OSError.
         """
-        if self.store is None or not self.settings.cache or not self.turns:
+        told = self.messages()
+        if self.store is None or not self.settings.cache:
             return 0
-        size = self.engine.save_cache(self.store.cache_path)
+        if not told or told[-1].role is not Role.ASSISTANT:
+            return 0
+        # Of the conversation only: a refused answer was read, too, and is not to be kept.
+        size = self.engine.save_cache(self.store.cache_path, told)
         prune_caches(self.store.path.parent)
         return size
 

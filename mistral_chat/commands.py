@@ -15,7 +15,7 @@ from mistral_chat.categories import PRESETS, load_taxonomy
 from mistral_chat.chat import Chat
 from mistral_chat.engine import sampling_of
 from mistral_chat.errors import UsageError
-from mistral_chat.guardrail import GUARDRAIL_PROMPT, MODERATING, MODES, OFF
+from mistral_chat.guardrail import GUARDRAIL_PROMPT, MODERATING, MODES, OFF, shown
 from mistral_chat.inputs import read_text
 from mistral_chat.models import list_models
 from mistral_chat.render import context_bar, timing_line
@@ -141,7 +141,7 @@ def _guardrail(room: Room, argument: str) -> Outcome:
         moderator = chat.moderator()
         lines.append(f"{moderator.name} judges by the categories of {moderator.taxonomy.source}:")
         lines += [
-            f"  {each.name}: {each.action} from {each.threshold:g} ({each.description})"
+            f"  {each.name}: {each.action} from {shown(each.threshold)} ({each.description})"
             for each in moderator.taxonomy.categories
         ]
     for judged in chat.verdicts:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -297,8 +298,18 @@ class ChatEngine:
         session = self.session
         return f"{self.model.digest} {session.cache.kind} {self._prefill} {self.template.name}"
 
-    def save_cache(self, path: Path) -> int:
-        """Write what was read to a file; the bytes it takes. Raises OSError."""
+    def save_cache(self, path: Path, messages: Sequence[Message]) -> int:
+        """Write what was read of a conversation to a file; the bytes it takes. Raises OSError.
+
+        ``messages`` end with an answer. What was read beyond it, such as a question that was broken
+        off or an answer that was refused, is forgotten first.
+        """
+        pairs = zip(self.session.ids, self._encode(messages), strict=False)
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        try:
+            self.session.trim(shared)
+        except CacheError:
+            self.session = self._open_session()
         return self.session.save(path, self.identity)
 
     def restore_cache(self, path: Path) -> None:

@@ -32,6 +32,16 @@ class UsageError(ChatError):
     exit_code = ExitCode.USAGE
 
 
+class JudgingError(ChatError):
+    """A moderator gave probabilities that are no numbers, so there is no verdict."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The moderator's probabilities are no numbers, so nothing was judged; choose another "
+            "moderator, or fetch this one again."
+        )
+
+
 class ModelMissingError(ChatError):
     """The model is not on this computer and could not be brought here."""
 

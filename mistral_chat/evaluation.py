@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 
@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mistral_chat.errors import UsageError
-from mistral_chat.guardrail import Taxonomy, Verdict
+from mistral_chat.guardrail import ACCEPTABLE, Taxonomy, Verdict, worst
 from mistral_chat.moderation import Moderator
 from mistral_chat.settings import nearest
+from mistral_chat.thresholds import Bools, Chances, calibrated, passes, with_thresholds
 
 UNACCEPTABLE = "unacceptable"
 """A label for a text that is not acceptable, whatever its category."""
@@ -26,9 +27,6 @@ UNACCEPTABLE = "unacceptable"
 FOLDS = 5
 SHIPPED = "examples"
 """The name of the example set that ships."""
-
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +46,9 @@ def shipped_examples() -> bytes:
 def read_examples(data: bytes, place: str, taxonomy: Taxonomy) -> list[Example]:
     """Examples from lines of JSON with ``text`` and ``label``.
 
-    A label is one of the taxonomy, or ``unacceptable``. Raises UsageError that names ``place`` and
-    the line, also where there are not both acceptable and other examples.
+    A label is one of the taxonomy, or ``unacceptable``; in the set that ships, with the place
+    ``examples``, a category that the taxonomy does not have counts as that. Raises UsageError that
+    names ``place`` and the line, also where there are not both acceptable and other examples.
     """
     known = (*taxonomy.labels, UNACCEPTABLE)
     examples = []
@@ -59,6 +58,9 @@ def read_examples(data: bytes, place: str, taxonomy: Taxonomy) -> list[Example]:
             raise UsageError(f'{place}, line {number}: give it a "text" and a "label".')
         if not text.strip():
             raise UsageError(f"{place}, line {number}: the text is empty; leave the line out.")
+        if place == SHIPPED:
+            label = taxonomy.acceptable if label == ACCEPTABLE else label
+            label = label if label in known else UNACCEPTABLE
         if label not in known:
             hint = nearest(label, dict.fromkeys(known))
             raise UsageError(
@@ -149,12 +151,12 @@ def _ratio(part: int, whole: int) -> float:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Examples with the verdicts of a model on them."""
+    """Examples with the verdicts of a model on each window of each of them."""
 
     model: str
     taxonomy: Taxonomy
     examples: Sequence[Example]
-    verdicts: Sequence[Verdict]
+    verdicts: Sequence[Sequence[Verdict]]
 
     @cached_property
     def acceptable(self) -> Bools:
@@ -163,20 +165,14 @@ class Evaluation:
         return np.array([example.label == wanted for example in self.examples])
 
     @cached_property
-    def shares(self) -> Floats:
-        """Each category's share (:meth:`Taxonomy.share`), float64 [n, categories]."""
-        taxonomy = self.taxonomy
-        return np.array(
-            [
-                [taxonomy.share(category, each.probabilities) for category in taxonomy.categories]
-                for each in self.verdicts
-            ]
-        )
+    def chances(self) -> Chances:
+        """The probabilities of all labels, of every window."""
+        return Chances.of(self.taxonomy, self.verdicts)
 
     @property
     def rates(self) -> Rates:
         """With the thresholds as they are."""
-        return Rates.of(self.acceptable, _passes(self.shares, _thresholds(self.taxonomy)))
+        return Rates.of(self.acceptable, passes(self.taxonomy, self.chances))
 
     @property
     def confusion(self) -> dict[str, dict[str, int]]:
@@ -184,28 +180,24 @@ class Evaluation:
         occurring = {example.label for example in self.examples}
         rows = [each for each in (*self.taxonomy.labels, UNACCEPTABLE) if each in occurring]
         table = {row: dict.fromkeys(self.taxonomy.labels, 0) for row in rows}
-        for example, verdict in zip(self.examples, self.verdicts, strict=True):
-            table[example.label][verdict.category] += 1
+        for example, verdicts in zip(self.examples, self.verdicts, strict=True):
+            table[example.label][worst(verdicts).category] += 1
         return table
 
     def curve(self, points: int = 21) -> list[tuple[float, Rates]]:
         """The rates where all categories had the same threshold, from 0 to 1."""
         width = len(self.taxonomy.categories)
-        return [
-            (float(each), Rates.of(self.acceptable, _passes(self.shares, np.full(width, each))))
-            for each in np.linspace(0, 1, points)
-        ]
+        curve = []
+        for threshold in np.linspace(0, 1, points):
+            taxonomy = with_thresholds(self.taxonomy, np.full(width, threshold))
+            curve.append(
+                (float(threshold), Rates.of(self.acceptable, passes(taxonomy, self.chances)))
+            )
+        return curve
 
     def calibrated(self) -> Taxonomy:
         """The categories with thresholds of the best F1 on all examples."""
-        best = _calibrate(self.shares, self.acceptable, _thresholds(self.taxonomy), self._present())
-        return replace(
-            self.taxonomy,
-            categories=tuple(
-                replace(category, threshold=round(float(threshold), 4))
-                for category, threshold in zip(self.taxonomy.categories, best, strict=True)
-            ),
-        )
+        return calibrated(self.taxonomy, self.chances, self.acceptable, self._present())
 
     def cross_validated(self) -> Rates | None:
         """What calibrated thresholds come to on examples that they were not chosen by.
@@ -217,13 +209,15 @@ class Evaluation:
             return None
         fold = self._folds()
         found = np.zeros(len(self.examples), bool)
-        start = _thresholds(self.taxonomy)
         for number in range(FOLDS):
             others, held_out = fold != number, fold == number
-            chosen = _calibrate(
-                self.shares[others], self.acceptable[others], start, self._present(others)
+            chosen = calibrated(
+                self.taxonomy,
+                self.chances.chosen(others),
+                self.acceptable[others],
+                self._present(others),
             )
-            found[held_out] = _passes(self.shares[held_out], chosen)
+            found[held_out] = passes(chosen, self.chances.chosen(held_out))
         return Rates.of(self.acceptable, found)
 
     def _folds(self) -> npt.NDArray[np.int64]:
@@ -268,44 +262,19 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     cancel: Callable[[], bool] | None = None,
 ) -> Evaluation | None:
-    """The verdicts of a moderator on examples; None where ``cancel`` said yes."""
+    """The verdicts of a moderator on examples; None where ``cancel`` said yes.
+
+    Every window of a text is judged, also after one that is refused: with other thresholds it
+    would not be.
+    """
     verdicts = []
     for place, example in enumerate(examples, 1):
-        verdict = moderator.judge(example.text, cancel=cancel)
-        if verdict is None:
-            return None
-        verdicts.append(verdict)
+        found: list[Verdict] = []
+        for verdict in moderator.verdicts(example.text, cancel=cancel):
+            if verdict is None:
+                return None
+            found.append(verdict)
+        verdicts.append(found)
         if progress is not None:
             progress(place, len(examples))
     return Evaluation(moderator.name, moderator.taxonomy, examples, verdicts)
-
-
-def _thresholds(taxonomy: Taxonomy) -> Floats:
-    return np.array([category.threshold for category in taxonomy.categories])
-
-
-def _passes(shares: Floats, thresholds: Floats) -> Bools:
-    """Which texts reach no threshold, bool [n]."""
-    passes: Bools = np.all(shares < thresholds, axis=1)
-    return passes
-
-
-def _calibrate(shares: Floats, acceptable: Bools, start: Floats, present: Sequence[int]) -> Floats:
-    """Thresholds of the best F1, found category by category in three rounds.
-
-    Candidates lie halfway between neighbouring probabilities; of equally good ones that nearest to
-    what it was is taken, so what makes no difference stays.
-    """
-    thresholds = start.copy()
-    for _ in range(3):
-        for place in present:
-            seen = np.unique(shares[:, place])
-            candidates = [float(start[place]), *((seen[1:] + seen[:-1]) / 2), 0.0, 1.0]
-            scores = []
-            for candidate in candidates:
-                trial = thresholds.copy()
-                trial[place] = candidate
-                rates = Rates.of(acceptable, _passes(shares, trial))
-                scores.append((rates.f1, -abs(candidate - float(start[place]))))
-            thresholds[place] = candidates[scores.index(max(scores))]
-    return thresholds

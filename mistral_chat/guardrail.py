@@ -7,11 +7,18 @@ classify prompts and answers. How it is asked stands in :mod:`mistral_chat.moder
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import reduce
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from mistral_chat.errors import UsageError
+from mistral_chat.errors import JudgingError, UsageError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt  # at run time no command is to wait for NumPy here
 
 OFF, PROMPT, MODERATE, STRICT = "off", "prompt", "moderate", "strict"
 MODES = (OFF, PROMPT, MODERATE, STRICT)
@@ -64,9 +71,8 @@ DEFAULT_THRESHOLD = 0.5
 class Category:
     """A kind of text that is to be told from acceptable ones.
 
-    It applies where its share, see :meth:`Taxonomy.share`, is at least ``threshold`` (0 to 1).
-    ``code`` is what a dedicated classifier calls it, such as ``S1``. Raises UsageError for a
-    threshold out of range.
+    ``threshold`` (0 to 1) says how easily it applies, see :func:`weight`. ``code`` is what a
+    dedicated classifier calls it, such as ``S1``. Raises UsageError for a threshold out of range.
     """
 
     name: str
@@ -118,39 +124,89 @@ class Taxonomy:
         """Every label a text can get, ``acceptable`` first."""
         return (self.acceptable, *(category.name for category in self.categories))
 
-    def share(self, category: Category, probabilities: Mapping[str, float]) -> float:
-        """A category's probability against that of all labels whose action is milder.
 
-        That is p / (p + theirs), 0 to 1; acceptable is milder than any. So categories that resemble
-        each other, and share a text's probability, do not help it to pass, and what is surely worth
-        a warning alone is not refused for the little that is left. Where all categories have the
-        same action, 0.5 asks whether the model would rather answer with this one or with
-        acceptable.
+Chance = TypeVar("Chance", float, "npt.NDArray[Any]")
+"""A probability, 0 to 1, or those of many texts, float64 [n]."""
 
-        >>> fraud, advice = Category("fraud", ""), Category("advice", "", Action.WARN)
-        >>> taxonomy = Taxonomy("an example", (fraud, advice))
-        >>> chances = {"acceptable": 0.2, "fraud": 0.3, "advice": 0.5}
-        >>> taxonomy.share(fraud, chances), round(taxonomy.share(advice, chances), 2)
-        (0.3, 0.71)
-        """
-        own = probabilities[category.name]
-        milder = probabilities[self.acceptable] + sum(
-            probabilities[each.name]
-            for each in self.categories
-            if each.action.severity < category.action.severity
-        )
-        return own / (own + milder) if own > 0 else 0.0
+
+def weight(chance: Chance, threshold: float) -> Chance:
+    """What a category's probability weighs against that of milder labels: p (1 - t) / t.
+
+    So a category alone outweighs them just where p / (p + theirs) reaches its threshold. At 0.5
+    it weighs what it is and at 1 nothing; at 0 more than anything, whatever its probability.
+
+    >>> weight(0.25, 0.5), weight(0.25, 0.2), weight(0.25, 1.0), weight(0.0, 0.0)
+    (0.25, 1.0, 0.0, inf)
+    """
+    # The same in another form, which is exact where a share is its threshold to the bit.
+    return chance / threshold - chance if threshold > 0 else chance + math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Balance(Generic[Chance]):
+    """What speaks for an action, and what against it; of many texts float64 [n] each.
+
+    ``chance`` is the probability of all categories with that action or a severer one, ``weight``
+    what they weigh together, ``milder`` the probability of all other labels.
+    """
+
+    chance: Chance
+    weight: Chance
+    milder: Chance
+
+    @property
+    def applies(self) -> Any:
+        """Whether the action is called for, bool or bool [n]."""
+        return (self.weight >= self.milder) & (self.chance + self.weight > 0)
+
+
+def balance(taxonomy: Taxonomy, chances: Sequence[Chance], action: Action) -> Balance[Chance]:
+    """The balance of an action, for the ``chances`` of all labels in the taxonomy's order.
+
+    Everything that decides is here. Categories with an action, and those with a severer one, speak
+    for it together: it applies where their weights come to at least the probability of all milder
+    labels, of which acceptable is the mildest. So probability that is spread over several
+    categories does not help a text to pass, and what is surely worth a warning alone is not
+    refused for the little that is left.
+
+    >>> taxonomy = Taxonomy("an example", (
+    ...     Category("fraud", "cheating people"),
+    ...     Category("theft", "stealing"),
+    ...     Category("advice", "medical or legal", Action.WARN),
+    ... ))
+    >>> balance(taxonomy, [0.25, 0.25, 0.25, 0.25], Action.REFUSE)
+    Balance(chance=0.5, weight=0.5, milder=0.5)
+    >>> balance(taxonomy, [0.25, 0.125, 0.125, 0.5], Action.REFUSE).applies
+    False
+    >>> balance(taxonomy, [0.25, 0.125, 0.125, 0.5], Action.WARN)
+    Balance(chance=0.75, weight=0.75, milder=0.25)
+    """
+    pairs = list(zip(taxonomy.categories, chances[1:], strict=True))
+    severe = [pair for pair in pairs if pair[0].action.severity >= action.severity]
+    mild = [chance for each, chance in pairs if each.action.severity < action.severity]
+    nothing = chances[0] * 0.0
+    # Added one by one, so that floats and arrays give the same bits; sum() adds floats otherwise.
+    return Balance(
+        reduce(operator.add, (chance for _, chance in severe), nothing),
+        reduce(operator.add, (weight(chance, each.threshold) for each, chance in severe), nothing),
+        reduce(operator.add, mild, chances[0]),
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What a text was found to be.
 
-    ``category`` is a category's name, and ``probability`` its share (:meth:`Taxonomy.share`), which
-    reached ``threshold``; or the label for acceptable texts, with its own probability and a
-    threshold of None. ``probabilities`` is the distribution over all labels, ``ids`` the tokens
-    that were judged, the classification prompt around them included. Of a text longer than a window
-    (``windows`` > 1) it is the verdict on its worst one, ``window``, counted from 1.
+    ``category`` names the one that weighs most, ``probability`` is that of all categories with this
+    action or a severer one, and ``threshold`` what it had to reach: that of the categories where
+    they have one in common, else between theirs. Or ``category`` is the label for acceptable texts,
+    with its own probability and a threshold of None.
+
+    ``probabilities`` is the distribution over all labels, and ``mass`` (0 to 1) what they had
+    together of everything that the model could have answered. ``ids`` are the tokens that were
+    judged, the classification prompt around them included. Of a text longer than a window
+    (``windows`` > 1) it is the verdict on its worst one, ``window``, counted from 1, among the
+    first ``read``.
     """
 
     category: str
@@ -159,8 +215,10 @@ class Verdict:
     threshold: float | None
     probabilities: Mapping[str, float]
     ids: tuple[int, ...]
+    mass: float = 1.0
     window: int = 1
     windows: int = 1
+    read: int = 1
 
     @property
     def refused(self) -> bool:
@@ -173,9 +231,10 @@ class Verdict:
         >>> Verdict("fraud", Action.REFUSE, 0.93, 0.5, {"fraud": 0.93}, ()).reason()
         'fraud (probability 0.93, threshold 0.5)'
         """
-        threshold = "" if self.threshold is None else f", threshold {self.threshold:g}"
+        threshold = "" if self.threshold is None else f", threshold {shown(self.threshold)}"
         place = f", part {self.window} of {self.windows}" if self.windows > 1 else ""
-        return f"{self.category} (probability {self.probability:.2f}{threshold}{place})"
+        rest = "; the rest was not read" if self.read < self.windows else ""
+        return f"{self.category} (probability {self.probability:.2f}{threshold}{place}{rest})"
 
     def record(self) -> dict[str, object]:
         """The verdict as JSON prints it."""
@@ -185,37 +244,83 @@ class Verdict:
             "probability": self.probability,
             "threshold": self.threshold,
             "probabilities": dict(self.probabilities),
+            "mass": self.mass,
             "window": self.window,
             "windows": self.windows,
+            "read": self.read,
             "ids": list(self.ids),
         }
 
 
+def shown(threshold: float) -> str:
+    """A threshold in as few digits, four at least, as do not make 1 of what is below it.
+
+    >>> shown(0.5), shown(0.123456), shown(0.999987), shown(1.0)
+    ('0.5', '0.1235', '0.99999', '1')
+    """
+    digits = (f"{threshold:.{count}g}" for count in range(4, 18))
+    return next(text for text in digits if float(text) < 1 or threshold == 1)
+
+
 def decide(
-    taxonomy: Taxonomy, probabilities: Mapping[str, float], ids: Iterable[int] = ()
+    taxonomy: Taxonomy,
+    probabilities: Mapping[str, float],
+    ids: Iterable[int] = (),
+    mass: float = 1.0,
 ) -> Verdict:
     """The verdict for the probabilities of all labels.
 
-    Of the categories whose shares reach their thresholds the one with the severest action counts,
-    and of those the likeliest.
+    The severest action whose :func:`balance` applies counts. It does just where the verdict's
+    probability reaches its threshold, which is 1 / (1 + o) for the mean o of (1 - t) / t over the
+    categories that speak for the action, weighted by their probabilities. Named is the category of
+    that action that weighs most or, where those weigh nothing, the likeliest severer one that
+    does. Raises JudgingError for a probability that is no number.
 
     >>> taxonomy = Taxonomy("an example", (
     ...     Category("advice", "medical or legal", Action.WARN),
-    ...     Category("fraud", "cheating people", Action.REFUSE),
+    ...     Category("fraud", "cheating people"),
+    ...     Category("theft", "stealing"),
     ... ))
-    >>> decide(taxonomy, {"acceptable": 0.2, "advice": 0.3, "fraud": 0.5}).category
-    'fraud'
-    >>> decide(taxonomy, {"acceptable": 0.2, "advice": 0.5, "fraud": 0.3}).category
-    'advice'
+    >>> def found(*chances):
+    ...     verdict = decide(taxonomy, dict(zip(taxonomy.labels, chances)))
+    ...     return verdict.action.value, verdict.category, round(verdict.probability, 2)
+    >>> found(0.4, 0.0, 0.25, 0.35)  # either alone is less likely than acceptable
+    ('refuse', 'theft', 0.6)
+    >>> found(0.2, 0.5, 0.2, 0.1)
+    ('warn', 'advice', 0.8)
+    >>> found(0.6, 0.1, 0.2, 0.1)
+    ('allow', 'acceptable', 0.6)
     """
-    shares = {each.name: taxonomy.share(each, probabilities) for each in taxonomy.categories}
-    reached = [each for each in taxonomy.categories if shares[each.name] >= each.threshold]
-    rest = dict(probabilities), tuple(ids)
-    if not reached:
-        chance = probabilities[taxonomy.acceptable]
-        return Verdict(taxonomy.acceptable, Action.ALLOW, chance, None, *rest)
-    chosen = max(reached, key=lambda each: (each.action.severity, shares[each.name]))
-    return Verdict(chosen.name, chosen.action, shares[chosen.name], chosen.threshold, *rest)
+    chances = [probabilities[label] for label in taxonomy.labels]
+    if not all(0 <= chance < math.inf for chance in chances):
+        raise JudgingError
+    rest = dict(probabilities), tuple(ids), mass
+    for action in reversed(Action):
+        found = balance(taxonomy, chances, action)
+        if found.applies:
+            total = found.chance + found.milder
+            return Verdict(
+                _heaviest(taxonomy, chances[1:], action).name,
+                action,
+                found.chance / total if total else 0.0,
+                found.chance / (found.chance + found.weight),
+                *rest,
+            )
+    return Verdict(taxonomy.acceptable, Action.ALLOW, chances[0], None, *rest)
+
+
+def _heaviest(taxonomy: Taxonomy, chances: Sequence[float], action: Action) -> Category:
+    """The category that a verdict names; of equal ones the first."""
+
+    def rank(pair: tuple[Category, float]) -> tuple[bool, bool, float, float]:
+        category, chance = pair
+        heavy, own = weight(chance, category.threshold), category.action is action
+        # Among those of the same weight (all at a threshold of 0, say) the likeliest.
+        return heavy > 0, own, heavy if own else chance, chance
+
+    pairs = zip(taxonomy.categories, chances, strict=True)
+    severe = [pair for pair in pairs if pair[0].action.severity >= action.severity]
+    return max(severe, key=rank)[0]
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:

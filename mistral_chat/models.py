@@ -53,6 +53,18 @@ SMOLLM2 = EmbeddedModel(
 EMBEDDED: Mapping[str, EmbeddedModel] = {SMOLLM2.name: SMOLLM2}
 
 
+def caution(name: str) -> str | None:
+    """What is to be said of a model that moderates, where it is known to do badly.
+
+    >>> caution("smollm2").split(":")[0]
+    'smollm2 is far too small to moderate'
+    >>> caution("mistral-7b-instruct-v0.3") is None
+    True
+    """
+    model = EMBEDDED.get(name)
+    return None if model is None else model.moderation
+
+
 @dataclass(frozen=True, slots=True)
 class HubModel:
     """A short name for a repository of the hub; ``size`` is that of its bfloat16 weights, bytes."""

@@ -15,8 +15,9 @@ from rich.text import Text
 from mistral_chat.categories import to_toml
 from mistral_chat.errors import UsageError
 from mistral_chat.evaluation import Evaluation, Rates, json_lines
-from mistral_chat.guardrail import Taxonomy, Verdict
+from mistral_chat.guardrail import Taxonomy, Verdict, shown, weight
 from mistral_chat.messages import Role
+from mistral_chat.settings import brief
 
 PLOT_ROWS = 10
 
@@ -55,22 +56,28 @@ def read_lines(data: bytes, place: str, role: Role) -> list[Line]:
 
 
 def verdict_table(verdict: Verdict, taxonomy: Taxonomy) -> Group:
-    """A verdict to be read: a row for each label, then what it comes to."""
-    table = Table("category", "probability", "against milder", "threshold", "action")
+    """A verdict to be read: a row for each label, then what it comes to.
+
+    What a label weighs is told as :func:`mistral_chat.guardrail.weight` has it; that of acceptable
+    is its probability.
+    """
+    table = Table("category", "probability", "weight", "threshold", "action")
     chance = verdict.probabilities[taxonomy.acceptable]
-    table.add_row(Text(taxonomy.acceptable), f"{chance:.3f}")
+    table.add_row(Text(taxonomy.acceptable), f"{chance:.3f}", f"{chance:.3f}")
     for each in taxonomy.categories:
-        share = taxonomy.share(each, verdict.probabilities)
+        chance = verdict.probabilities[each.name]
         table.add_row(
             Text(each.name),
-            f"{verdict.probabilities[each.name]:.3f}",
-            f"{share:.2f}",
-            f"{each.threshold:g}",
+            f"{chance:.3f}",
+            f"{weight(chance, each.threshold):.3f}",
+            shown(each.threshold),
             each.action.value,
             style="bold" if each.name == verdict.category else None,
         )
-    parts = f" (the worst of {verdict.windows} parts)" if verdict.windows > 1 else ""
-    return Group(table, Text(f"{verdict.action.value}: {verdict.reason()}{parts}"))
+    known = f"Before they were made to add up to 1, these labels had {verdict.mass:.2g} together."
+    whole = verdict.windows > 1 and verdict.read == verdict.windows
+    parts = f" (the worst of {verdict.windows} parts)" if whole else ""
+    return Group(table, Text(known), Text(f"{verdict.action.value}: {verdict.reason()}{parts}"))
 
 
 def evaluation_report(evaluation: Evaluation) -> Group:
@@ -86,7 +93,7 @@ def evaluation_report(evaluation: Evaluation) -> Group:
     thresholds = Table("category", "threshold", "calibrated on all examples")
     calibrated = evaluation.calibrated().categories
     for before, after in zip(evaluation.taxonomy.categories, calibrated, strict=True):
-        thresholds.add_row(Text(before.name), f"{before.threshold:g}", f"{after.threshold:g}")
+        thresholds.add_row(Text(before.name), shown(before.threshold), shown(after.threshold))
     count = int(evaluation.acceptable.sum())
     head = (
         f"{evaluation.model}, categories of {evaluation.taxonomy.source}, "
@@ -119,8 +126,25 @@ def plot(evaluation: Evaluation) -> Text:
     return Text("\n".join(lines))
 
 
+def check_target(path: Path) -> None:
+    """Raise UsageError for a path at which no file can be written.
+
+    It is asked before the work whose result goes there.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:  # a name that is too long, or a folder that may not be looked into
+        raise UsageError(f"{brief(str(path))} cannot be written; choose another name.") from error
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; name a file in it.")
+    if not path.parent.is_dir():
+        raise UsageError(f"There is no folder {path.parent}; make it first.")
+
+
 def save_plot(evaluation: Evaluation, path: Path) -> None:
-    """The plot as an SVG file; raises OSError."""
+    """The plot as an SVG file; raises OSError, and UsageError as :func:`check_target` does."""
     console = Console(record=True, file=io.StringIO(), width=80)
     console.print(plot(evaluation))
     title = f"{evaluation.model}, {evaluation.taxonomy.source}"
@@ -128,12 +152,13 @@ def save_plot(evaluation: Evaluation, path: Path) -> None:
 
 
 def save_categories(taxonomy: Taxonomy, path: Path) -> None:
-    """The categories as a TOML file; raises OSError."""
+    """The categories as a TOML file; raises as :func:`save_plot` does."""
     _write_whole(path, to_toml(taxonomy))
 
 
 def _write_whole(path: Path, text: str) -> None:
     """Write a file under another name first, so that it is whole or not there."""
+    check_target(path)
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         unfinished.write_text(text, encoding="utf-8")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Protocol
@@ -20,6 +20,7 @@ from typing import Protocol
 from mistral_chat.categories import LLAMA_GUARD, PAPER, load_taxonomy
 from mistral_chat.errors import UsageError
 from mistral_chat.guardrail import Taxonomy, Verdict, decide, worst
+from mistral_chat.labels import checked, disjoint, mass, shares, total
 from mistral_chat.messages import Message, Role
 from mistral_chat.settings import Settings
 from mistral_chat.templates import ChatTemplate
@@ -94,26 +95,42 @@ class Moderator(ABC):
 
         A text that is longer than a window is judged part by part, up to the first that is refused;
         ``progress(done, total)`` is called after each. None where ``cancel`` said yes. Raises
-        UsageError for a text of nothing but blanks.
+        UsageError for a text of nothing but blanks, and JudgingError for scores that are no
+        numbers.
+        """
+        found: list[Verdict] = []
+        for verdict in self.verdicts(text, role, question, cancel):
+            if verdict is None:
+                return None
+            found.append(verdict)
+            if progress is not None:
+                progress(verdict.window, verdict.windows)
+            if verdict.refused:
+                break
+        return replace(worst(found), read=len(found))
+
+    def verdicts(
+        self, text: str, role: Role = Role.USER, question: str = "", cancel: Cancel = None
+    ) -> Iterator[Verdict | None]:
+        """The verdict on each window of a text, all of them; None, and no more, where cancelled.
+
+        Raises as :meth:`judge` does.
         """
         if not text.strip():
             raise UsageError("There is no text to classify; give one that is not empty.")
         if self._room(self._overhead(role, question)) < SMALLEST_WINDOW:
             question = ""
         windows = self.windows(text, role, question)
-        verdicts: list[Verdict] = []
         for place, window in enumerate(windows, 1):
             ids = self._prompt(window, role, question)
             scores = self._scorer.score(ids, self._continuations, cancel)
             if scores is None:
-                return None
-            verdict = decide(self.taxonomy, self._probabilities(scores), ids)
-            verdicts.append(replace(verdict, window=place, windows=len(windows)))
-            if progress is not None:
-                progress(place, len(windows))
-            if verdict.refused:
-                break
-        return worst(verdicts)
+                yield None
+                return
+            chances, together = self._probabilities(checked(scores))
+            verdict = decide(self.taxonomy, chances, ids, together)
+            count = len(windows)
+            yield replace(verdict, window=place, windows=count, read=count)
 
     def windows(self, text: str, role: Role = Role.USER, question: str = "") -> list[str]:
         """The parts in which a text is judged: itself, if it is short enough."""
@@ -145,8 +162,11 @@ class Moderator(ABC):
         """The ids of what the model can answer."""
 
     @abstractmethod
-    def _probabilities(self, scores: Sequence[float]) -> dict[str, float]:
-        """The probability of each label of the taxonomy, for the scores of all answers."""
+    def _probabilities(self, scores: Sequence[float]) -> tuple[dict[str, float], float]:
+        """The probability of each label of the taxonomy, for the scores of all answers.
+
+        They add up to 1; beside them what they had together before they were made to.
+        """
 
     def _overhead(self, role: Role, question: str) -> int:
         """Tokens of a prompt beside the text."""
@@ -164,11 +184,11 @@ class SelfReflection(Moderator):
         return self._template.encode(reflection_messages(self.taxonomy, text, role))
 
     def _answers(self, tokenizer: Tokenizer) -> list[list[int]]:
-        return [tokenizer.encode(label) for label in self.taxonomy.labels]
+        return [answer_ids(self._template, tokenizer, label) for label in self.taxonomy.labels]
 
-    def _probabilities(self, scores: Sequence[float]) -> dict[str, float]:
-        shares = _shares(_disjoint(scores, self._continuations))
-        return dict(zip(self.taxonomy.labels, shares, strict=True))
+    def _probabilities(self, scores: Sequence[float]) -> tuple[dict[str, float], float]:
+        own = disjoint(scores, self._continuations)
+        return dict(zip(self.taxonomy.labels, shares(own), strict=True)), mass(own)
 
 
 _LEADS = ("", "\n\n", "\n", " ")
@@ -181,8 +201,12 @@ _QUESTION_LETTERS = 256
 class Classifier(Moderator):
     r"""A model made to answer ``safe``, or ``unsafe\nS2`` with a category's code (Llama Guard).
 
-    Which of the two it is its first word tells; the probability of ``unsafe`` is shared among the
-    categories as those of their codes are.
+    Which of the two it is its first word tells; the probability of ``unsafe`` is shared among all
+    codes that it may name, Llama Guard's and the taxonomy's own, as theirs are. What falls to a
+    code that the taxonomy does not have belongs to none of its categories, so it is acceptable.
+
+    With S1 alone in the taxonomy, ``safe`` at 0.1 and ``unsafe`` at 0.9, of which S1 has a third
+    and S6 the rest, acceptable gets 0.1 + 0.6 and the category of S1 0.3.
     """
 
     def __init__(self, loaded: Loaded, taxonomy: Taxonomy) -> None:
@@ -192,6 +216,9 @@ class Classifier(Moderator):
                 f"{taxonomy.source}: {loaded.name} answers with the codes of categories, and "
                 f"{without[0]!r} has none; give each category its code."
             )
+        own = [each.code for each in taxonomy.categories]
+        preset = [each.code for each in load_taxonomy(LLAMA_GUARD).categories]
+        self._codes = tuple(dict.fromkeys([*own, *preset]))
         super().__init__(loaded, taxonomy)
 
     def _prompt(self, text: str, role: Role, question: str) -> list[int]:
@@ -202,23 +229,47 @@ class Classifier(Moderator):
         return [token for segment in segments for token in segment.ids]
 
     def _answers(self, tokenizer: Tokenizer) -> list[list[int]]:
-        codes = [f"unsafe\n{each.code}" for each in self.taxonomy.categories]
+        codes = [f"unsafe\n{code}" for code in self._codes]
         answers = ("safe", "unsafe", *codes)
-        return [tokenizer.encode(lead + each) for lead in _LEADS for each in answers]
+        # Some vocabularies drop white space at the beginning; no answer is to be counted twice.
+        leads = {tuple(tokenizer.encode(lead + "safe")): lead for lead in _LEADS}.values()
+        return [tokenizer.encode(lead + each) for lead in leads for each in answers]
 
-    def _probabilities(self, scores: Sequence[float]) -> dict[str, float]:
-        width = len(scores) // len(_LEADS)
-        safe, unsafe = _sum(scores[0::width]), _sum(scores[1::width])
-        acceptable = _shares([safe, unsafe])[0]
+    def _probabilities(self, scores: Sequence[float]) -> tuple[dict[str, float], float]:
+        width = 2 + len(self._codes)
+        words = [total(scores[0::width]), total(scores[1::width])]
+        safe, unsafe = shares(words)
         columns = []
         for start in range(2, len(scores), width):
             # S1 would else hold what belongs to S10.
             part = slice(start, start + width - 2)
-            columns.append(_disjoint(scores[part], self._continuations[part]))
-        shares = _shares([_sum(each) for each in zip(*columns, strict=True)])
+            columns.append(disjoint(scores[part], self._continuations[part]))
+        codes = shares([total(each) for each in zip(*columns, strict=True)])
+        # The taxonomy's own codes come first.
         names = [each.name for each in self.taxonomy.categories]
-        codes = {name: (1 - acceptable) * share for name, share in zip(names, shares, strict=True)}
-        return {self.taxonomy.acceptable: acceptable, **codes}
+        own = {name: unsafe * share for name, share in zip(names, codes, strict=False)}
+        others = unsafe * sum(codes[len(names) :])
+        return {self.taxonomy.acceptable: safe + others, **own}, mass(words)
+
+
+def answer_ids(template: ChatTemplate, tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of an answer as the template writes it after a question, without what ends it.
+
+    A vocabulary that puts a space before texts (SentencePiece) does so only where the template
+    begins a new text for the answer, so encoding the answer by itself may not give what the model
+    would write. Where a template changes answers, it is encoded by itself all the same.
+    """
+    question = Message(Role.USER, "?")
+    before = template.encode([question])
+    whole = template.encode([question, Message(Role.ASSISTANT, text), question])
+    ids: list[int] = []
+    said = b""
+    for token in whole[len(before) :] if whole[: len(before)] == before else []:
+        ids.append(token)
+        said += tokenizer.token_bytes(token)
+        if said.strip() == text.strip().encode("utf-8"):
+            return ids
+    return tokenizer.encode(text)
 
 
 def reflection_messages(taxonomy: Taxonomy, text: str, role: Role) -> list[Message]:
@@ -256,49 +307,3 @@ def open_moderator(loaded: Loaded, categories: str | None) -> Moderator:
 def moderator_settings(settings: Settings, model: str) -> Settings:
     """The settings with which a model is loaded that only judges: its own session is short."""
     return replace(settings, model=model, context=2 * WINDOW, sources={})
-
-
-def _sum(scores: Sequence[float]) -> float:
-    """The logarithm of the sum of probabilities given as logarithms."""
-    top = max(scores)
-    if top == -math.inf:
-        return top
-    return top + math.log(sum(math.exp(each - top) for each in scores))
-
-
-def _shares(scores: Sequence[float]) -> list[float]:
-    """Probabilities that add up to 1, in the ratio of those given as logarithms.
-
-    >>> [round(share, 2) for share in _shares([math.log(0.02), math.log(0.06)])]
-    [0.25, 0.75]
-    """
-    total = _sum(scores)
-    if total == -math.inf:
-        return [1 / len(scores)] * len(scores)
-    return [math.exp(each - total) for each in scores]
-
-
-def _disjoint(scores: Sequence[float], ids: Sequence[Sequence[int]]) -> list[float]:
-    """The scores, without what belongs to longer continuations in those that begin them.
-
-    After "fraud" an answer may go on to "fraud and forgery", so the probability of the short label
-    holds that of the long one; it is taken out.
-
-    >>> both = _disjoint([math.log(0.5), math.log(0.2)], [[7], [7, 8]])
-    >>> [round(math.exp(each), 2) for each in both]
-    [0.3, 0.2]
-    """
-    own = list(scores)
-    # The longest first: what is taken out of a label is then without its own longer ones.
-    order = sorted(range(len(ids)), key=lambda place: len(ids[place]), reverse=True)
-    for place in order:
-        short = list(ids[place])
-        longer = [
-            own[other]
-            for other in order
-            if len(ids[other]) > len(short) and list(ids[other][: len(short)]) == short
-        ]
-        if longer:
-            rest = 1 - math.exp(_sum(longer) - scores[place])
-            own[place] = scores[place] + math.log(rest) if rest > 0 else -math.inf
-    return own

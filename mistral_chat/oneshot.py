@@ -7,9 +7,10 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TextIO
 
-from mistral_chat.chat import Chat, Judged
+from mistral_chat.chat import Chat
 from mistral_chat.engine import Finished, StartsOver, TextDelta, stopped_by_interrupt
 from mistral_chat.errors import ExitCode
+from mistral_chat.judging import Judged
 from mistral_chat.render import AnswerWriter, Notes, Writer, answer_writer, timing_line
 
 
@@ -31,6 +32,7 @@ def answer(chat: Chat, question: str, notes: Notes, form: Form, stdout: TextIO) 
     Raises ContextFullError for a prompt that does not fit.
     """
     as_text = not (form.json or form.jsonl)
+    chat.whole = not form.jsonl and (form.json or not form.stream)
     writer: Writer = AnswerWriter(stdout)
     if as_text and form.stream:
         writer = answer_writer(stdout, chat.settings.plain, chat.settings.theme)

@@ -23,12 +23,14 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import Output
 
-from mistral_chat.chat import Chat, ChatEvent, Engine, Judged
+from mistral_chat.chat import Chat, ChatEvent, Engine
 from mistral_chat.commands import Outcome, Room, completions, run
 from mistral_chat.engine import Finished, StartsOver, TextDelta, stopped_by_interrupt
 from mistral_chat.errors import UsageError, sentence
 from mistral_chat.guardrail import GUARDRAIL_PROMPT, OFF
 from mistral_chat.inputs import decode_typed
+from mistral_chat.judging import Judged
+from mistral_chat.messages import Role
 from mistral_chat.render import Notes, answer_writer
 from mistral_chat.settings import Paths
 from mistral_chat.template_view import TemplateView
@@ -77,6 +79,15 @@ class Pastes:
         mark = f"[paste {len(self._texts) + 1}: {len(text)} characters]"
         self._texts[mark] = text
         return mark
+
+    def line(self, text: str) -> str:
+        """What one would type to ask ``text``.
+
+        >>> Pastes().line("/etc is what?")
+        '//etc is what?'
+        """
+        slash = "/" if text.startswith("/") else ""
+        return slash + self.mark(text)
 
     def expand(self, line: str) -> str:
         """The line with its pastes in place of their marks."""
@@ -318,19 +329,14 @@ class Repl:
         if outcome.copy is not None:
             self._copy(outcome.copy)
         if outcome.prompt:
-            if not chat.turns:
-                raise UsageError("Nothing was asked yet.")
-            told = chat.messages()[:-1]  # a prompt ends in a question
-            marked = None if chat.settings.guardrail == OFF else GUARDRAIL_PROMPT
-            view = TemplateView.of(chat.engine.tokenizer, chat.engine.template, told, marked)
-            view.print(self._stdout)
+            self._view(chat).print(self._stdout)
         if outcome.text:
             self._stdout.write(outcome.text + "\n")
             self._stdout.flush()
         if outcome.edit is not None:
             edited = edit_text(outcome.edit, self._paths.state)
             if edited.strip() and edited != outcome.edit:
-                outcome = Outcome(ask=edited)
+                self._ask(edited, self._pastes.line(edited), again=True)
             else:
                 self._notes.say("The question is as it was.")
         if outcome.ask is not None:
@@ -340,6 +346,20 @@ class Repl:
                 self._show(chat, chat.go_on(cancel, draw), hide)
         return not outcome.leave
 
+    def _view(self, chat: Chat) -> TemplateView:
+        """What the model was told for the last answer, or will be told before the first question.
+
+        Raises UsageError where that is nothing.
+        """
+        told = chat.messages()
+        if not told:
+            raise UsageError("Nothing was asked yet.")
+        tokenizer, template = chat.engine.tokenizer, chat.engine.template
+        marked = None if chat.settings.guardrail == OFF else GUARDRAIL_PROMPT
+        if told[-1].role is Role.SYSTEM:
+            return TemplateView.before_question(tokenizer, template, told, marked)
+        return TemplateView.of(tokenizer, template, told[:-1], marked)  # it ends in a question
+
     def _copy(self, text: str) -> None:
         """Put a text into the clipboard by the terminal's own sequence (OSC 52)."""
         if not self._stdout.isatty():
@@ -348,8 +368,13 @@ class Repl:
         self._stdout.write(f"\x1b]52;c;{packed}\x07")
 
     def _ask(self, question: str, line: str, again: bool = False) -> None:
-        """Answer a question as it streams; what was typed comes back where that fails."""
+        """Answer a question as it streams.
+
+        What was typed comes back where that fails or is refused, and what was attached waits until
+        a question with it was answered.
+        """
         chat = self._ready().chat
+        before = len(chat.turns)
         try:
             with stopped_by_interrupt() as cancel, self._notes.prefill() as (draw, hide):
                 whole = question if again else chat.composed(question)
@@ -357,10 +382,14 @@ class Repl:
         except QuantError:
             self._draft = line
             raise
-        if chat.last is not None and chat.last.finish_reason == "refused" and not chat.last.text:
+        if chat.last is not None and chat.last.finish_reason == "refused":
             self._draft = line
-        if not again:
+        if again or not chat.attached:
+            return
+        if len(chat.turns) > before:
             chat.attached.clear()
+        else:
+            self._notes.say("What you attached waits for your next message; /clear drops it.")
 
     def _show(self, chat: Chat, events: Iterator[ChatEvent], hide: Callable[[], None]) -> None:
         writer = answer_writer(self._stdout, chat.settings.plain, chat.settings.theme)

@@ -7,6 +7,7 @@ are all read from it, so a default or a name is written once.
 
 from __future__ import annotations
 
+import contextlib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -59,13 +60,16 @@ class Setting:
         Raises UsageError, naming ``place`` (where the value was written), if it is not one.
         """
         if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+            with contextlib.suppress(OverflowError):  # such a number stays what it is, and no float
+                value = float(value)
         if type(value) is not self.kind:
             wanted = {str: "text", int: "a whole number", float: "a number", bool: "on or off"}
-            raise UsageError(f"{place}: {self.name} must be {wanted[self.kind]}, not {value!r}.")
+            raise UsageError(
+                f"{place}: {self.name} must be {wanted[self.kind]}, not {brief(value)}."
+            )
         if self.choices and value not in self.choices:
             raise UsageError(
-                f"{place}: {self.name} must be {' or '.join(self.choices)}, not {value!r}."
+                f"{place}: {self.name} must be {' or '.join(self.choices)}, not {brief(value)}."
             )
         # Written so that a NaN, which compares false with everything, is refused too.
         if self.minimum is not None and not value >= self.minimum:  # type: ignore[operator]
@@ -252,6 +256,19 @@ def nearest(name: str, names: Mapping[str, object]) -> str:
     return f"; did you mean {matches[0]!r}?" if matches else "."
 
 
+def brief(value: object) -> str:
+    """A value as a sentence about it shows it, cut off where it is long.
+
+    >>> brief("two"), brief(10**100)
+    ("'two'", '10000000000000000000000000000000000000000000000000 ...')
+    """
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:50]} ..."
+
+
 @dataclass(frozen=True, slots=True)
 class Paths:
     """The four folders the application writes to; none is made until something is written."""
@@ -304,10 +321,21 @@ def _read_config(path: Path) -> dict[str, object]:
         return {}
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text; save it as UTF-8.") from error
+    return parse_toml(text, str(path))
+
+
+def parse_toml(text: str, place: str) -> dict[str, Any]:
+    """The values of a TOML text; raises UsageError that names ``place``."""
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not valid TOML: {error}.") from error
+        raise UsageError(f"{place} is not valid TOML: {error}.") from error
+    except (ValueError, RecursionError) as error:
+        # Python reads no number of thousands of digits, and its parser calls itself for each level.
+        raise UsageError(
+            f"{place} cannot be read: a number in it is too long, or its values are nested too "
+            "deeply."
+        ) from error
 
 
 def resolve(flags: Mapping[str, object], environ: Mapping[str, str], paths: Paths) -> Settings:

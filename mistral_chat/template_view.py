@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count, takewhile
 from typing import TextIO
 
 from rich.console import Console
@@ -63,18 +64,47 @@ class TemplateView:
     ) -> TemplateView:
         """The view of ``messages``; raises UsageError as the template does.
 
-        Where the text of a ``guardrail`` stands at the beginning of a segment, or after words of
-        the template, its tokens are shown as its own.
+        The tokens of the text of a ``guardrail`` that a system message holds are shown as its own,
+        wherever the template puts it; the same text in another message is not.
         """
         segments = template.segments(messages)
-        pieces = tuple(
+        starts = _starts(tokenizer, template, messages, guardrail)
+        pieces = [
             Piece(token, tokenizer.show([token]), "guardrail" if guarded else _source(segment))
-            for segment in segments
+            for place, segment in enumerate(segments)
             for token, guarded in zip(
-                segment.ids, _within(tokenizer, segment, guardrail), strict=True
+                segment.ids,
+                _within(tokenizer, segment, starts.get(place), guardrail),
+                strict=True,
             )
+        ]
+        return cls._of_pieces(tokenizer, template, pieces)
+
+    @classmethod
+    def before_question(
+        cls,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        messages: Sequence[Message],
+        guardrail: str | None = None,
+    ) -> TemplateView:
+        """The view of what stands before a question that comes next, whatever it is.
+
+        ``messages`` are system messages. Raises UsageError as the template does.
+        """
+        one, other = (
+            cls.of(tokenizer, template, [*messages, Message(Role.USER, question)], guardrail).pieces
+            for question in "0A"
         )
-        return cls(template.name, pieces, tokenizer.show([piece.token for piece in pieces]))
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+        return cls._of_pieces(tokenizer, template, [piece for piece, _ in same])
+
+    @classmethod
+    def _of_pieces(
+        cls, tokenizer: Tokenizer, template: ChatTemplate, pieces: Sequence[Piece]
+    ) -> TemplateView:
+        text = tokenizer.show([piece.token for piece in pieces])
+        return cls(template.name, tuple(pieces), text)
 
     def to_json(self) -> str:
         """One JSON object with ``ids``, ``text`` and the name of the ``template``."""
@@ -105,18 +135,39 @@ class TemplateView:
         console.print(legend)
 
 
-_BEFORE = (b"", b"[INST]")
-"""What of a template may stand before a system prompt that goes into a message of the user."""
+def _starts(
+    tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message], text: str | None
+) -> dict[int, int]:
+    """In which segments the ``text`` of a system message stands, and from which byte on.
+
+    Templates put it where they like, and a person may have typed the same text. So the conversation
+    is written once more with another text in its place, one that nothing else holds.
+    """
+    if text is None:
+        return {}
+    texts = [message.text for message in messages]
+    marks = map("guardrail {}".format, count())
+    mark = next(mark for mark in marks if not any(mark in each for each in texts))
+    marked = [
+        replace(each, text=each.text.replace(text, mark, 1)) if each.role is Role.SYSTEM else each
+        for each in messages
+    ]
+    starts = {}
+    for place, segment in enumerate(template.segments(marked)):
+        written = b"" if segment.control else b"".join(map(tokenizer.token_bytes, segment.ids))
+        before, found, _ = written.partition(mark.encode("utf-8"))
+        if found:
+            starts[place] = len(before)
+    return starts
 
 
-def _within(tokenizer: Tokenizer, segment: Segment, text: str | None) -> list[bool]:
-    """Which tokens of a segment belong to ``text``."""
-    parts = [b"" if segment.control else tokenizer.token_bytes(token) for token in segment.ids]
-    before, found, _ = b"".join(parts).partition((text or "\0").encode("utf-8"))
-    place_is_right = segment.role is Role.SYSTEM or before.strip() in _BEFORE
-    if text is None or not found or not place_is_right:
-        return [False] * len(parts)
-    start = len(before)
+def _within(
+    tokenizer: Tokenizer, segment: Segment, start: int | None, text: str | None
+) -> list[bool]:
+    """Which tokens of a segment belong to ``text``, which begins at the byte ``start`` of it."""
+    if start is None or text is None:
+        return [False] * len(segment.ids)
+    parts = [tokenizer.token_bytes(token) for token in segment.ids]
     end = start + len(text.encode("utf-8"))
     places = [sum(map(len, parts[:number])) for number in range(len(parts))]
     return [

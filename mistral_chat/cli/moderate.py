@@ -92,7 +92,8 @@ def moderate(
     from mistral_chat.engine import ChatEngine
     from mistral_chat.evaluation import SHIPPED, shipped_examples
     from mistral_chat.inputs import gather, read_file, standard_input
-    from mistral_chat.moderating import read_lines
+    from mistral_chat.models import caution
+    from mistral_chat.moderating import check_target, read_lines
     from mistral_chat.moderating import save_categories as save
     from mistral_chat.moderation import moderator_settings, open_moderator
     from mistral_chat.render import Notes
@@ -100,12 +101,23 @@ def moderate(
     # Looked at before a model is loaded, which takes longer.
     taxonomy = load_taxonomy(settings.categories or PAPER)
     words, files = text or [], file or []
+    if words or files or as_jsonl:
+        option = "--evaluate" if evaluate is not None else "--save-categories"
+        if evaluate is not None or save_categories is not None:
+            raise UsageError(
+                f"With {option} no text is classified; leave the text or the option out."
+            )
+    for target in filter(None, (plot, save_categories)):
+        check_target(target)
     notes = Notes(quiet, settings.plain)
 
     def opened() -> Moderator:
         with notes.progress() as progress:
             chosen = moderator_settings(settings, settings.moderator or settings.model)
             engine = ChatEngine.open(chosen, paths, progress, force)
+        told = caution(engine.name)
+        if told is not None:
+            notes.say(told)
         return open_moderator(engine, settings.categories)
 
     if evaluate is not None:

@@ -7,6 +7,9 @@ Whatever control piece the string then holds was written by the template alone; 
 and the texts between get their characters back and are encoded, which gives no control id. White
 space stays, so ``trim`` and its like work; a template that looks for marks inside a message does
 not find them.
+
+A template that writes no system messages, or refuses them, gets their text before the first message
+of the user, as Mistral's v1 format has it: what a person asks for does not vanish.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -40,8 +43,8 @@ from quant.errors import CheckpointError
 LONGEST = 1 << 20
 """Characters that a template may write beside the messages' own."""
 
-_VERDICT = re.compile(r"\bsafe\b.*\bunsafe\b", re.DOTALL | re.IGNORECASE)
-"""How Llama Guard's templates, and those made after them, say what they want to be told."""
+_ANSWERS = tuple(re.compile(f"[\"'`‘“]{word}[\"'`’”]") for word in ("safe", "unsafe"))
+"""How Llama Guard's templates, and those made after them, name the answers that they ask for."""
 
 _PRIVATE = range(0xF0000, 0x10FFFE)
 
@@ -146,7 +149,6 @@ class JinjaTemplate(ChatTemplate):
 
     def __init__(self, tokenizer: Tokenizer, source: str, stop_ids: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self.judges = _VERDICT.search(source) is not None
         ends = stop_ids or (tokenizer.eos_id,)
         self.stop_ids = tuple(i for i in ends if i is not None)
         sandbox = _Sandbox(
@@ -167,11 +169,13 @@ class JinjaTemplate(ChatTemplate):
         self._sandbox = sandbox
         try:
             self._template = sandbox.from_string(source)
+            literal = _literal_text(sandbox.parse(source))
         except (TemplateSyntaxError, RecursionError, SyntaxError) as error:
             raise CheckpointError(
                 f"The model's chat template does not parse ({error}); choose another file of this "
                 "model."
             ) from error
+        self.judges = all(answer.search(literal) for answer in _ANSWERS)
         self._pieces = re.compile(
             "|".join(map(re.escape, sorted(tokenizer.controls, key=len, reverse=True))) or r"(?!)"
         )
@@ -199,16 +203,12 @@ class JinjaTemplate(ChatTemplate):
         Raises UsageError where the template refuses the conversation, CheckpointError where it
         cannot be run.
         """
+        if not self._writes_system(messages):
+            messages = system_with_user(messages)
         mask = Mask.of(self._tokenizer.controls, [message.text for message in messages])
-        hidden = [
-            {"role": message.role.value, "content": mask.hide(message.text)} for message in messages
-        ]
-        self._sandbox.longest = LONGEST + sum(2 * len(message.text) for message in messages)
+        hidden = [replace(message, text=mask.hide(message.text)) for message in messages]
         rendered = self._render(hidden)
-        contents = [
-            (message.role, value["content"])
-            for message, value in zip(messages, hidden, strict=True)
-        ]
+        contents = [(message.role, message.text) for message in hidden]
         parts: list[Part] = []
         end = 0
         for match in self._pieces.finditer(rendered):
@@ -217,12 +217,32 @@ class JinjaTemplate(ChatTemplate):
             end = match.end()
         return parts + _text(rendered[end:], contents, mask)
 
-    def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def _writes_system(self, messages: Sequence[Message]) -> bool:
+        """Whether the template writes all system messages that there are.
+
+        It is run on the same conversation with characters in their place that nothing else holds:
+        their own text could stand in another message, too.
+        """
+        if all(message.role is not Role.SYSTEM for message in messages):
+            return True
+        free = _unused({ord(letter) for message in messages for letter in message.text})
+        marks = [next(free) if message.role is Role.SYSTEM else "" for message in messages]
+        pairs = zip(messages, marks, strict=True)
+        marked = [replace(message, text=mark or message.text) for message, mark in pairs]
+        try:
+            rendered = self._render(marked)
+        except UsageError:  # it refuses the role, or it refuses the conversation once more
+            return False
+        return all(mark in rendered for mark in marks)
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        self._sandbox.longest = LONGEST + sum(2 * len(message.text) for message in messages)
+
         def piece(token: int | None) -> str:
             return "" if token is None else self._tokenizer.show([token])
 
         values = {
-            "messages": messages,
+            "messages": [{"role": each.role.value, "content": each.text} for each in messages],
             "add_generation_prompt": True,
             "bos_token": piece(self._tokenizer.bos_id),
             "eos_token": piece(self._tokenizer.eos_id),
@@ -275,7 +295,7 @@ class Mask:
         used = {ord(letter) for text in (*texts, *controls) for letter in text}
         letters = sorted({letter for piece in controls for letter in piece if not letter.isspace()})
         free = _unused(used)
-        pairs = [(letter, chr(next(free))) for letter in letters]
+        pairs = [(letter, next(free)) for letter in letters]
         return cls(
             {ord(letter): private for letter, private in pairs},
             {ord(private): letter for letter, private in pairs},
@@ -298,10 +318,32 @@ def _text(text: str, contents: list[tuple[Role, str]], mask: Mask) -> list[Part]
     return [Text(mask.show(text), role)] if text else []
 
 
-def _unused(used: set[int]) -> Iterator[int]:
+def system_with_user(messages: Sequence[Message]) -> list[Message]:
+    r"""The conversation with its system messages put before the first one from the user.
+
+    >>> system_with_user([Message(Role.SYSTEM, "Be brief"), Message(Role.USER, "Hi")])[0].text
+    'Be brief\n\nHi'
+    """
+    system = [message.text for message in messages if message.role is Role.SYSTEM and message.text]
+    others = [message for message in messages if message.role is not Role.SYSTEM]
+    first = next((place for place, each in enumerate(others) if each.role is Role.USER), None)
+    if first is not None:
+        others[first] = Message(Role.USER, "\n\n".join([*system, others[first].text]))
+    return others
+
+
+def _literal_text(tree: nodes.Template) -> str:
+    """What a template holds to be written: its text and the strings in it, without comments."""
+    texts = [each.data for each in tree.find_all(nodes.TemplateData)]
+    strings = [each.value for each in tree.find_all(nodes.Const) if isinstance(each.value, str)]
+    return "\n".join([*texts, *strings])
+
+
+def _unused(used: set[int]) -> Iterator[str]:
+    """Characters of the private planes that are not among those ``used``."""
     for code in _PRIVATE:
         if code not in used:
-            yield code
+            yield chr(code)
     raise UsageError("The conversation uses all of Unicode's private characters; take some out.")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 
 import quant
 from mistral_chat import models
+from mistral_chat.engine import ChatEngine
 from mistral_chat.messages import Message, Role
+from mistral_chat.moderation import answer_ids, open_moderator
 from mistral_chat.settings import Paths
 from mistral_chat.templates import template_for
 from mistral_chat.tokenizers import Tokenizer, load_tokenizer
@@ -149,6 +152,10 @@ def test_a_talk_on_a_terminal(default_model_home: Path, home: Path, tmp_path: Pa
     screen.wait(lambda lines: any("Reading" in line for line in lines))
     screen.send("\x03")
     screen.wait_for("Nothing was written; the conversation is as it was before.")
+    screen.wait_for("What you attached waits for your next message; /clear drops it.")
+    screen.ready()
+    screen.send("/clear\r")
+    screen.wait_for("The conversation is empty again.")
     screen.ready()
     screen.send(QUESTION + "\r")
     screen.wait_for("The capital of France is Paris.")
@@ -179,6 +186,47 @@ def test_a_resumed_session_gives_the_same_logits(folder: Path, tmp_path: Path) -
     second = model.session(max_context=1024)
     second.restore(tmp_path / "cache", "smollm2")
     np.testing.assert_allclose(second.feed(ids[280:]), expected, atol=1e-4)
+
+
+def plain_scores(
+    session: quant.Session, ids: Sequence[int], labels: Sequence[Sequence[int]]
+) -> np.ndarray:
+    """Log-probabilities of labels from the logits of plain passes, by NumPy alone."""
+    first = session.feed(ids)
+    scores = []
+    for label in labels:
+        session.trim(len(ids))
+        rows = np.stack([first, *session.feed(label, every=True)[:-1]]).astype(np.float64)
+        rows -= rows.max(1, keepdims=True)
+        rows -= np.log(np.exp(rows).sum(1, keepdims=True))
+        scores.append(rows[np.arange(len(label)), label].sum())
+    return np.array(scores)
+
+
+@pytest.mark.parametrize("text", ["How do I kill a Linux process?", "Help me steal a car, now."])
+def test_labels_are_scored_as_numpy_scores_them(folder: Path, text: str) -> None:
+    # By the product's own path: the cpu backend, a float16 cache, what is shared read once.
+    model, tokenizer = quant.load(folder), load_tokenizer(folder)
+    engine = ChatEngine(
+        model, tokenizer, template_for(tokenizer), lambda: model.session(64), "smollm2"
+    )
+    verdict = open_moderator(engine, "mistral").judge(text)
+    assert verdict is not None
+    labels = [answer_ids(engine.template, tokenizer, each) for each in verdict.probabilities]
+    scores = engine.scorer(1024).score(verdict.ids, labels)
+    plain = plain_scores(model.session(max_context=1024, kv="f16"), verdict.ids, labels)
+    np.testing.assert_allclose(scores, plain, rtol=0, atol=1e-3)
+    chances = np.exp(plain)
+    assert verdict.mass == pytest.approx(chances.sum(), rel=1e-3)
+    found = list(verdict.probabilities.values())
+    np.testing.assert_allclose(found, chances / chances.sum(), rtol=0, atol=1e-3)
+    # The forward pass in plain NumPy with a float32 cache. A float16 cache moves the logarithms of
+    # labels as unlikely as these by 0.01, in NumPy too, and a verdict's probabilities by 0.002.
+    session = model.session(max_context=1024, kv="f32", backend="numpy")
+    reference = plain_scores(session, verdict.ids, labels)
+    np.testing.assert_allclose(scores, reference, rtol=0, atol=0.03)
+    chances = np.exp(reference)
+    np.testing.assert_allclose(found, chances / chances.sum(), rtol=0, atol=0.005)
 
 
 @pytest.mark.usefixtures("model_home")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from mistral_chat.categories import load_taxonomy
+from mistral_chat.categories import load_taxonomy, parse_taxonomy, to_toml
 from mistral_chat.errors import UsageError
 from mistral_chat.evaluation import (
     FOLDS,
@@ -18,7 +23,9 @@ from mistral_chat.evaluation import (
     read_examples,
     shipped_examples,
 )
-from mistral_chat.guardrail import Action, Category, Taxonomy, decide
+from mistral_chat.guardrail import Action, Category, Taxonomy, decide, shown
+from mistral_chat.moderating import evaluation_report
+from mistral_chat.thresholds import passes, with_thresholds
 
 from .test_moderation import Model, by_word, open_moderator
 
@@ -29,7 +36,7 @@ PAPER = load_taxonomy("paper")
 def evaluation(rows: list[tuple[str, float, float]], taxonomy: Taxonomy = TAXONOMY) -> Evaluation:
     """Examples with a label, and the probabilities of fraud and advice that were found."""
     verdicts = [
-        decide(taxonomy, {"acceptable": 1 - fraud - advice, "fraud": fraud, "advice": advice})
+        [decide(taxonomy, {"acceptable": 1 - fraud - advice, "fraud": fraud, "advice": advice})]
         for _, fraud, advice in rows
     ]
     examples = [Example(f"text {place}", label) for place, (label, *_) in enumerate(rows)]
@@ -123,6 +130,46 @@ def test_a_model_is_evaluated() -> None:
     assert evaluate(moderator, examples, cancel=lambda: True) is None
 
 
+def test_every_window_is_evaluated() -> None:
+    # Bomb before vermin: with a threshold that lets bombs pass, vermin must still be seen.
+    model = Model(
+        by_word(bomb="illegal activities", vermin="hateful, harassing or violent content")
+    )
+    moderator = open_moderator(model, None)
+    long = "bomb " + "word " * 800 + "vermin"
+    examples = [Example(long, "unacceptable"), Example("a bomb", "acceptable")]
+    found = evaluate(moderator, examples)
+    assert found is not None
+    assert len(found.verdicts[0]) > 3
+    assert [each.category for each in found.verdicts[0] if each.refused] == [
+        "illegal activities", "hateful, harassing or violent content",
+    ]  # fmt: skip
+    lenient = with_thresholds(found.taxonomy, [1.0, 0.6, 1.0])
+    assert passes(lenient, found.chances).tolist() == [False, True]
+    assert found.confusion["unacceptable"]["acceptable"] == 0
+    assert evaluate(moderator, examples, cancel=cancel_at(3)) is None
+
+
+def cancel_at(count: int) -> Callable[[], bool]:
+    answers = iter([False] * count + [True] * 99)
+    return lambda: next(answers)
+
+
+def test_calibrated_thresholds_are_written_as_they_are() -> None:
+    rows = [("acceptable", 1 - 3e-6, 0.0)] * 5 + [("fraud", 1 - 1e-6, 0.0)] * 5
+    found = evaluation(rows)
+    calibrated = found.calibrated()
+    assert 0.9999 < calibrated.categories[0].threshold < 1
+    read = parse_taxonomy(to_toml(calibrated), "test")
+    assert read == calibrated
+    assert evaluation(rows, read).rates == Rates(5, 0, 0, 5)
+    console = Console(file=io.StringIO(), width=100)
+    console.print(evaluation_report(found))
+    text = console.file.getvalue()
+    assert shown(calibrated.categories[0].threshold) in text
+    assert not re.search(r"fraud +│ 0.5 +│ 1 ", text)
+
+
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
@@ -143,6 +190,19 @@ def test_a_model_is_evaluated() -> None:
 def test_bad_examples(lines: bytes, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         read_examples(lines, "a file", PAPER)
+
+
+def test_the_shipped_examples_fit_any_categories() -> None:
+    own = Taxonomy("mine", (Category("unqualified advice", "u"),), "fine")
+    for taxonomy in (load_taxonomy("llama-guard"), own):
+        examples = read_examples(shipped_examples(), "examples", taxonomy)
+        counts = Counter(example.label for example in examples)
+        assert counts[taxonomy.acceptable] == 60
+        assert counts["unacceptable"] == 72 - counts["unqualified advice"]
+    assert counts["unqualified advice"] == 24  # what both have keeps its name
+    # In a person's own file a label that the taxonomy does not have is a mistake.
+    with pytest.raises(UsageError, match=r"no label of llama-guard.*'unacceptable' fits"):
+        read_examples(shipped_examples(), "mine.jsonl", load_taxonomy("llama-guard"))
 
 
 def test_the_shipped_examples() -> None:

@@ -19,7 +19,7 @@ from mistral_chat.categories import load_taxonomy
 from mistral_chat.errors import UsageError
 from mistral_chat.guardrail import GUARDRAIL_PROMPT, system_prompt
 from mistral_chat.messages import Message, Role
-from mistral_chat.moderation import reflection_messages
+from mistral_chat.moderation import answer_ids, reflection_messages
 from mistral_chat.template_view import TemplateView
 from mistral_chat.templates import MistralTemplate, SystemPosition, template_for
 from mistral_chat.templates.mistral import PLAIN_MARKERS
@@ -309,3 +309,13 @@ def test_nothing_typed_leaves_the_classification_prompt(
             assert sum(ids[at : at + len(marker)] == marker for at in places) <= 1
         shown = b"".join(map(tokenizer.token_bytes, ids)).decode()
         assert f"=====\n{text}\n=====" in shown
+
+
+@pytest.mark.parametrize("version", FILES)
+def test_an_answer_of_the_moderator_is_a_text_of_its_own(
+    files: dict[str, Path], version: str
+) -> None:
+    # That is what Mistral's formats make of an answer, with a space before it where there is one.
+    tokenizer, template = opened(files[version]), ours(files[version])
+    for label in load_taxonomy("mistral").labels:
+        assert answer_ids(template, tokenizer, label) == tokenizer.encode(label)

@@ -1,4 +1,4 @@
-"""``mistral-chat moderate``, and chats that moderate, with a scripted model."""
+"""``mistral-chat moderate``, and single questions that are moderated, with a scripted model."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from typing import Any
 import pytest
 
 from mistral_chat import models
-from mistral_chat.chat import Chat, Judged
-from mistral_chat.engine import ChatEngine, Finished, TextDelta
+from mistral_chat.engine import ChatEngine
 from mistral_chat.guardrail import GUARDRAIL_PROMPT
-from mistral_chat.messages import Role
 from mistral_chat.settings import Settings
 
 from .conftest import Command
 from .fakes import FakeEngine
 
-LOOKALIKES = (Path(__file__).resolve().parents[1] / "data" / "lookalikes.txt").read_text(
-    encoding="utf-8"
-)
+HERE = Path(__file__).resolve().parent
+LOOKALIKES = (HERE.parent / "data" / "lookalikes.txt").read_text(encoding="utf-8")
+HARMFUL = (HERE / "harmful_twins.txt").read_text(encoding="utf-8")
 ILLEGAL, HATE, ADVICE = 1, 2, 3
 
 
@@ -45,8 +43,13 @@ def test_a_text_that_is_refused(rules: FakeEngine, command: Command) -> None:
     assert result.code == 3
     last = result.stdout.strip().splitlines()[-1]
     assert last == (
-        "refuse: hateful, harassing or violent content (probability 0.89, threshold 0.5)"
+        "refuse: hateful, harassing or violent content (probability 0.91, threshold 0.5)"
     )
+    row = next(line for line in result.stdout.splitlines() if "illegal activities" in line)
+    assert [cell.strip() for cell in row.split("│")[1:-1]] == [
+        "illegal activities", "0.093", "0.093", "0.5", "refuse",
+    ]  # fmt: skip
+    assert "add up to 1, these labels had 1 together." in " ".join(result.stdout.split())
 
 
 def test_a_verdict_as_json(rules: FakeEngine, command: Command) -> None:
@@ -56,7 +59,8 @@ def test_a_verdict_as_json(rules: FakeEngine, command: Command) -> None:
     assert record["category"] == "illegal activities"
     assert record["probabilities"]["illegal activities"] == pytest.approx(0.9)
     assert (record["threshold"], record["action"]) == (0.5, "refuse")
-    assert (record["window"], record["windows"]) == (1, 1)
+    assert (record["window"], record["windows"], record["read"]) == (1, 1, 1)
+    assert record["mass"] == pytest.approx(1)
     assert "An assistant wrote:" in rules.tokenizer.show(record["ids"])
 
 
@@ -84,6 +88,14 @@ def test_many_lines(rules: FakeEngine, command: Command) -> None:
         (["--jsonl", "a text"], b"", "from standard input"),
         (["--role", "system", "a"], b"", "--role is user or assistant"),
         (["--plot", "x.svg", "a"], b"", "--evaluate"),
+        (["--save-categories", "c.toml", "a text"], b"", "With --save-categories no text is"),
+        (["--save-categories", "c.toml", "--jsonl"], b"{}", "With --save-categories no text is"),
+        (["--evaluate", "examples", "a text"], b"", "With --evaluate no text is classified"),
+        (["--save-categories", "."], b"", ". is a folder; name a file in it"),
+        (["--save-categories", "/"], b"", "/ is a folder; name a file in it"),
+        (["--save-categories", "no/such/c.toml"], b"", "There is no folder no/such"),
+        (["--evaluate", "examples", "--plot", "."], b"", ". is a folder; name a file in it"),
+        (["--evaluate", "examples", "--plot", "x" * 300], b"", "x ... cannot be written"),
         (["--categories", "papr", "a"], b"", "did you mean 'paper'"),
         (["--evaluate", "none.jsonl"], b"", "none.jsonl cannot be read"),
     ],
@@ -95,7 +107,16 @@ def test_bad_input(
     assert (result.code, result.stdout) == (2, "")
     assert words in result.stderr
     assert result.stderr.count("\n") == 1
-    assert not rules.judged
+    assert (rules.judged, rules.opened) == ([], 0)
+
+
+def test_parts_that_were_read_and_not(rules: FakeEngine, command: Command) -> None:
+    long = "word " * 800
+    said = " ".join(command("moderate", f"{long}bomb {long}").stdout.split())
+    assert "threshold 0.5, part 9 of 18; the rest was not read)" in said
+    assert "the worst of" not in said
+    said = " ".join(command("moderate", long).stdout.split())
+    assert "allow: acceptable (probability 0.90, part 1 of 9) (the worst of 9 parts)" in said
 
 
 def test_an_evaluation(rules: FakeEngine, command: Command, tmp_path: Path) -> None:
@@ -119,6 +140,13 @@ def test_an_evaluation(rules: FakeEngine, command: Command, tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
         "c.toml", "e.jsonl", "p.svg",
     ]  # fmt: skip
+
+
+def test_the_shipped_examples_with_other_categories(rules: FakeEngine, command: Command) -> None:
+    result = command("moderate", "--evaluate", "examples", "--categories", "mistral", "--json")
+    record = json.loads(result.stdout)
+    assert (result.code, record["examples"], record["acceptable"]) == (0, 132, 60)
+    assert sorted(record["confusion"]) == ["acceptable", "unacceptable"]
 
 
 def test_categories_to_begin_with(engine: FakeEngine, command: Command, tmp_path: Path) -> None:
@@ -187,7 +215,26 @@ def test_strict_holds_an_answer_back(rules: FakeEngine, command: Command) -> Non
     assert (result.code, result.stdout, result.stderr) == (0, "People\nare they\n", "")
 
 
-@pytest.mark.parametrize(("mode", "text"), [("moderate", "They are vermin"), ("strict", "")])
+@pytest.mark.parametrize("mode", ["moderate", "strict"])
+def test_what_is_not_streamed_is_held_back(rules: FakeEngine, command: Command, mode: str) -> None:
+    rules.answers.extend(["They are vermin", "They are people"])
+    result = command("--guardrail", mode, "--no-stream", "What are they?")
+    assert (result.code, result.stdout) == (3, "")
+    assert "The answer was refused: hateful" in result.stderr
+    assert "vermin" not in result.stderr
+    result = command("--guardrail", mode, "--no-stream", "-q", "What are they?")
+    assert (result.code, result.stdout) == (0, "They are people\n")
+
+
+def test_what_is_streamed_as_json_was_seen(rules: FakeEngine, command: Command) -> None:
+    rules.answers.append("They are vermin")
+    result = command("--guardrail", "moderate", "--jsonl", "--no-stream", "What are they?")
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["type"] for line in lines] == ["verdict", "delta", "verdict", "finished"]
+    assert lines[-1]["text"] == "They are vermin"
+
+
+@pytest.mark.parametrize(("mode", "text"), [("moderate", ""), ("strict", "")])
 def test_json_carries_the_verdicts(
     rules: FakeEngine, command: Command, mode: str, text: str
 ) -> None:
@@ -254,114 +301,37 @@ def test_a_model_that_moderates_badly_is_told_of(
     assert models.SMOLLM2.moderation in result.stderr
 
 
-@pytest.mark.parametrize("question", LOOKALIKES.splitlines())
-def test_harmless_questions_pass(rules: FakeEngine, command: Command, question: str) -> None:
-    # Only probabilities decide; no word of a question does.
-    rules.rules = {}
-    rules.answers.append("Gladly")
+def test_a_model_that_moderates_badly_is_told_of_by_moderate_too(
+    rules: FakeEngine, command: Command
+) -> None:
+    rules.name = "smollm2"
+    caution = models.SMOLLM2.moderation
+    assert caution is not None
+    assert caution in command("moderate", "Hi").stderr
+    assert caution in command("moderate", "--jsonl", stdin=b'{"text": "a"}').stderr
+    assert command("moderate", "-q", "Hi").stderr == ""
+
+
+PAIRS = list(zip(LOOKALIKES.splitlines(), HARMFUL.splitlines(), strict=True))
+
+
+@pytest.mark.parametrize(("question", "twin"), PAIRS)
+def test_only_probabilities_decide(
+    rules: FakeEngine, command: Command, question: str, twin: str
+) -> None:
+    # Acceptable has a little more than all categories together, or a little less: nothing else
+    # tells what passes, no word of a question above all.
+    rules.answers.extend(["Gladly"] * 3)
+    rules.rules = {question: (0, 0.51), twin: (0, 0.49)}
     result = command("--guardrail", "strict", "-q", question)
     assert (result.code, result.stdout) == (0, "Gladly\n")
     system, asked = rules.asked[0]
     assert (system.text, asked.text) == (GUARDRAIL_PROMPT, question)
-
-
-# --- a talk
-
-
-def make(engine: FakeEngine, mode: str = "moderate", **values: Any) -> Chat:
-    return Chat(engine, Settings(guardrail=mode, **values))  # type: ignore[arg-type]
-
-
-def finished(events: list[Any]) -> Finished:
-    assert isinstance(events[-1], Finished)
-    return events[-1]
-
-
-def test_the_order_of_events(rules: FakeEngine) -> None:
-    rules.answers.extend(["one\ntwo"] * 2)
-    events = list(make(rules).ask("Hi"))
-    kinds = [type(event) for event in events]
-    assert kinds == [Judged, TextDelta, TextDelta, Judged, Finished]
-    events = list(make(rules, "strict").ask("Hi"))
-    assert [type(event) for event in events] == [Judged, Judged, TextDelta, Finished]
-    assert events[2] == TextDelta("one\ntwo")
-
-
-def test_what_is_refused_is_not_kept(rules: FakeEngine) -> None:
-    chat = make(rules)
-    rules.answers.extend(["fine", "they are vermin", "fine too"])
-    list(chat.ask("one"))
-    assert finished(list(chat.ask("a bomb"))).finish_reason == "refused"
-    assert finished(list(chat.ask("who?"))).text == "they are vermin"
-    list(chat.ask("two"))
-    assert [turn.user for turn in chat.turns] == ["one", "two"]
-    assert not any("vermin" in message.text for message in rules.asked[-1])
-    assert [each.what for each in chat.verdicts] == ["question", "answer"]
-
-
-def test_again_and_on(rules: FakeEngine) -> None:
-    chat = make(rules)
-    rules.answers.extend(["fine", "they are vermin", "and ver", "min"])
-    list(chat.ask("one"))
-    assert finished(list(chat.ask("one", again=True))).finish_reason == "refused"
-    assert [turn.assistant for turn in chat.turns] == ["fine"]
-    list(chat.go_on())
-    assert chat.turns[-1].assistant == "fineand ver"
-    # Both parts are judged as one.
-    assert finished(list(chat.go_on())).finish_reason == "refused"
-    assert rules.judged[-1] == "fineand vermin"
-    assert chat.turns[-1].assistant == "fineand ver"
-
-
-def test_an_answer_that_was_broken_off_is_judged(rules: FakeEngine) -> None:
-    chat = make(rules)
-    rules.answers.append(...)
-    asked = iter([False, False, True, True, True])  # judging asks once, then each word does
-    done = finished(list(chat.ask("Hi", cancel=lambda: next(asked))))
-    assert (done.finish_reason, done.text) == ("cancelled", "word ")
-    assert rules.judged == ["Hi", "word "]
-    assert len(chat.turns) == 1
-
-
-@pytest.mark.parametrize(("mode", "text"), [("moderate", "an answer"), ("strict", "")])
-def test_ctrl_c_while_judging(rules: FakeEngine, mode: str, text: str) -> None:
-    chat = make(rules, mode)
-    rules.answers.append("an answer")
-    done = finished(list(chat.ask("Hi", cancel=lambda: True)))
-    assert (done.finish_reason, done.text, rules.asked) == ("cancelled", "", [])
-    events = []
-    for event in chat.ask("Hi"):
-        events.append(event)
-        rules.scorers[-1].interrupted = True
-    done = finished(events)
-    assert (done.finish_reason, done.text) == ("cancelled", text)
-    assert not chat.turns  # what nobody judged is not kept
-
-
-def test_nothing_is_judged_without_moderation(rules: FakeEngine) -> None:
-    rules.answers.append("they are vermin")
-    chat = make(rules, "prompt")
-    assert finished(list(chat.ask("a bomb"))).finish_reason == "stop"
-    assert (rules.judged, chat.verdicts) == ([], [])
-
-
-def test_an_answer_of_nothing_is_not_judged(rules: FakeEngine) -> None:
-    rules.answers.append("")
-    assert finished(list(make(rules).ask("Hi"))).text == ""
-    assert rules.judged == ["Hi"]
-
-
-def test_another_engine_judges_for_itself(rules: FakeEngine) -> None:
-    chat = make(rules)
-    first = chat.moderator()
-    assert chat.moderator() is first
-    chat.engine = FakeEngine(["x"])  # type: ignore[assignment]
-    assert chat.moderator() is not first
-
-
-def test_a_role_is_recorded(rules: FakeEngine) -> None:
-    rules.answers.append("fine")
-    chat = make(rules)
-    list(chat.ask("Hi"))
-    assert [each.record()["role"] for each in chat.verdicts] == [Role.USER, Role.ASSISTANT]
-    assert [each.sentence() for each in chat.verdicts] == [None, None]
+    result = command("--guardrail", "strict", "-q", twin)
+    assert (result.code, result.stdout) == (3, "")
+    assert "The question was refused: illegal activities (probability 0.51" in result.stderr
+    # And the other way round, with the very same words.
+    rules.rules = {question: (0, 0.49), twin: (0, 0.51)}
+    assert command("--guardrail", "strict", "-q", question).code == 3
+    assert command("--guardrail", "strict", "-q", twin).stdout == "Gladly\n"
+    assert [messages[-1].text for messages in rules.asked] == [question, twin]

@@ -11,28 +11,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mistral_chat.categories import load_taxonomy
-from mistral_chat.errors import UsageError
-from mistral_chat.guardrail import Action, Category, Taxonomy
-from mistral_chat.messages import Role
+from mistral_chat.errors import JudgingError, UsageError
+from mistral_chat.guardrail import Action, Category, Taxonomy, Verdict
+from mistral_chat.messages import Message, Role
 from mistral_chat.moderation import (
     WINDOW,
     Classifier,
     Moderator,
     SelfReflection,
+    answer_ids,
     open_moderator,
     reflection_messages,
 )
 from mistral_chat.templates import template_for
 from mistral_chat.templates.jinja import JinjaTemplate
-from mistral_chat.tokenizers import tokenizer_from_gguf
+from mistral_chat.tokenizers import Tokenizer, tokenizer_from_gguf
 from quant.errors import UnsupportedError
 
-from .fakes import tiny_metadata
+from .fakes import CHAT_TEMPLATE, ZEPHYR, tiny_metadata, tiny_pieces
 
 TOKENIZER = tokenizer_from_gguf(tiny_metadata())
 PAPER = load_taxonomy("paper")
 GUARD_TEMPLATE = (
-    "{{ '<|im_start|>' }}Say safe or unsafe of the last message. S1: violence. S2: theft.\n"
+    "{{ '<|im_start|>' }}Say 'safe' or 'unsafe' of the last message. S1: violence. S2: theft.\n"
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
     "{{ '<|im_end|>' }}"
 )
@@ -53,11 +54,18 @@ Rule = Callable[[str, str], float]
 class Model:
     """A loaded model that scores by a rule."""
 
-    def __init__(self, rule: Rule, context: int = 10_000, template: Any = None) -> None:
-        self.name, self.tokenizer = "scripted", TOKENIZER
-        self.template = template or template_for(TOKENIZER)
+    def __init__(
+        self,
+        rule: Rule,
+        context: int = 10_000,
+        template: Any = None,
+        tokenizer: Tokenizer = TOKENIZER,
+    ) -> None:
+        self.name, self.tokenizer = "scripted", tokenizer
+        self.template = template or template_for(tokenizer)
         self.rule, self.context = rule, context
         self.asked: list[str] = []
+        self.labels: list[list[int]] = []
         self.wanted = 0
         self.max_context = context
 
@@ -72,9 +80,10 @@ class Model:
         assert len(ids) + max(map(len, continuations)) <= self.max_context
         if cancel is not None and cancel():
             return None
-        prompt = TOKENIZER.show(ids)
+        prompt = self.tokenizer.show(ids)
         self.asked.append(prompt)
-        return [self.rule(prompt, TOKENIZER.show(label)) for label in continuations]
+        self.labels = [list(label) for label in continuations]
+        return [self.rule(prompt, self.tokenizer.show(label)) for label in continuations]
 
 
 def text_of(prompt: str) -> str:
@@ -112,8 +121,9 @@ def test_the_likeliest_label_is_the_verdict() -> None:
     assert (fine.category, fine.action) == ("acceptable", Action.ALLOW)
     assert (bad.category, bad.action) == ("illegal activities", Action.REFUSE)
     assert bad.probabilities["illegal activities"] == pytest.approx(0.9 / 0.93)
-    assert bad.probability == pytest.approx(0.9 / 0.91)  # against acceptable alone
+    assert bad.probability == pytest.approx(0.92 / 0.93)  # all that are refused together
     assert sum(bad.probabilities.values()) == pytest.approx(1)
+    assert bad.mass == pytest.approx(0.93)
     assert TOKENIZER.show(bad.ids) == model.asked[-1]
     assert "a bomb" in model.asked[-1]
     assert (moderator.name, bad.window, bad.windows) == ("scripted", 1, 1)
@@ -205,8 +215,27 @@ def test_it_ends_with_the_first_refusal() -> None:
     seen: list[tuple[int, int]] = []
     verdict = moderator.judge("bomb " + "word " * 2000, progress=lambda *place: seen.append(place))
     assert verdict is not None
-    assert (verdict.window, len(model.asked), len(seen)) == (1, 1, 1)
+    assert (verdict.window, verdict.read, len(model.asked), len(seen)) == (1, 1, 1, 1)
     assert seen[0] == (1, verdict.windows)
+    assert verdict.reason().endswith(f"part 1 of {verdict.windows}; the rest was not read)")
+    fine = moderator.judge("word " * 2000)
+    assert fine is not None
+    assert fine.read == fine.windows == verdict.windows
+
+
+def test_all_windows_have_a_verdict() -> None:
+    model, moderator = reflection()
+    verdicts = list(moderator.verdicts("bomb " + "word " * 2000 + "bomb"))
+    places = [each.window for each in verdicts if each is not None]
+    assert places == list(range(1, len(model.asked) + 1))
+    assert [each.window for each in verdicts if each is not None and each.refused] == [
+        1, len(verdicts),
+    ]  # fmt: skip
+    answers = iter([False, False, True])
+    stopped = list(moderator.verdicts("word " * 2000, cancel=lambda: next(answers)))
+    assert [each is None for each in stopped] == [False, False, True]
+    with pytest.raises(UsageError, match="no text to classify"):
+        next(moderator.verdicts(" "))
 
 
 def test_a_warning_does_not_hide_what_comes_later() -> None:
@@ -286,6 +315,47 @@ def test_impossible_labels(score: float) -> None:
     assert list(verdict.probabilities.values()) == pytest.approx([0.25] * 4)
 
 
+@pytest.mark.parametrize("score", [math.nan, math.inf])
+def test_scores_that_are_no_numbers(score: float) -> None:
+    _, moderator = reflection(lambda _, label: score if label == "acceptable" else -1.0)
+    with pytest.raises(JudgingError, match="no numbers, so nothing was judged"):
+        moderator.judge("text")
+    # Nor where a longer label's share is to be taken out of one: what is left would look like 0.
+    categories = Taxonomy("t", (Category("fraud", "f"), Category("fraud by mail", "m")))
+    model = Model(lambda _, label: score if label == "fraud" else -1.0)
+    with pytest.raises(JudgingError):
+        SelfReflection(model, categories).judge("text")
+
+
+@pytest.mark.parametrize("jinja", [CHAT_TEMPLATE, ZEPHYR], ids=["chatml", "zephyr"])
+def test_a_label_is_what_the_template_writes(jinja: str) -> None:
+    # In the middle of a text SentencePiece puts no space before a label, alone it does.
+    tokenizer = tokenizer_from_gguf(tiny_pieces(jinja))
+    template = template_for(tokenizer)
+    assert template.name in ("chatml", "zephyr")
+    categories = Taxonomy("t", (Category("fraud", "f"), Category("fraud by mail", "m")))
+    model = Model(lambda *_: -1.0, tokenizer=tokenizer)
+    verdict = SelfReflection(model, categories).judge("text")
+    assert verdict is not None
+    asked = reflection_messages(categories, "text", Role.USER)
+    for label, ids in zip(categories.labels, model.labels, strict=True):
+        answered = [*asked, Message(Role.ASSISTANT, label), Message(Role.USER, "?")]
+        whole = template.encode(answered)
+        assert whole[: len(verdict.ids) + len(ids)] == [*verdict.ids, *ids]
+        after = whole[len(verdict.ids) + len(ids)]
+        assert after in (tokenizer.control_id("<|im_end|>"), tokenizer.control_id("</s>"))
+    assert tokenizer.show(model.labels[1]) == "fraud"
+
+
+def test_a_template_that_changes_answers() -> None:
+    source = (
+        "{% for m in messages %}{{ '<|im_start|>' ~ (m.content | upper) ~ '<|im_end|>' }}"
+        "{% endfor %}"
+    )
+    template = JinjaTemplate(TOKENIZER, source)
+    assert answer_ids(template, TOKENIZER, "fraud") == TOKENIZER.encode("fraud")
+
+
 # --- classifiers
 
 
@@ -308,8 +378,57 @@ def test_a_classifier_answers_with_its_first_word(lead: str) -> None:
     assert verdict.probabilities == pytest.approx(
         {"acceptable": 0.2, "violence": 0.05, "theft": 0.6, "hate": 0.15}, abs=1e-6
     )
-    # Both violence and hate are below their thresholds against acceptable.
+    # Violence and hate have 0.2 of all, theft and they 0.8.
     assert (verdict.category, verdict.action) == ("theft", Action.WARN)
+    assert verdict.mass == pytest.approx(1)
+
+
+def test_the_mass_of_a_classifier_is_that_of_its_two_words() -> None:
+    def rule(_prompt: str, answer: str) -> float:
+        return math.log({"safe": 0.3, "unsafe": 0.1, "unsafe\nS1": 0.05}.get(answer, 1e-12))
+
+    verdict = Classifier(Model(rule, template=GUARD), CODES).judge("text")
+    assert verdict is not None
+    assert verdict.mass == pytest.approx(0.4)
+    assert verdict.probabilities["acceptable"] == pytest.approx(0.75)
+
+
+def test_a_code_that_the_categories_do_not_have_is_acceptable_here() -> None:
+    rows = (Category("violence", "v", code="S1"), Category("hate", "h", code="S10"))
+    few, more = Taxonomy("few", rows), Taxonomy("more", (*rows, Category("advice", "a", code="S6")))
+    chances = {"safe": 0.06, "unsafe\nS6": 0.9, "unsafe\nS1": 0.02, "unsafe\nS10": 0.02}
+
+    def judged(taxonomy: Taxonomy) -> Verdict:
+        verdict = Classifier(Model(guard_rule("\n\n", chances), template=GUARD), taxonomy).judge(
+            "x"
+        )
+        assert verdict is not None
+        return verdict
+
+    assert judged(few).probabilities == pytest.approx(
+        {"acceptable": 0.96, "violence": 0.02, "hate": 0.02}, abs=1e-6
+    )
+    assert not judged(few).refused
+    assert (judged(more).category, judged(more).refused) == ("advice", True)
+    assert judged(more).probability == pytest.approx(0.94, abs=1e-6)
+
+
+def test_white_space_that_a_vocabulary_drops_counts_once() -> None:
+    class Dropping:
+        """The tiny vocabulary, which forgets blanks before a text."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(TOKENIZER, name)
+
+        def encode(self, text: str, first: bool = True) -> list[int]:
+            return TOKENIZER.encode(text.lstrip())
+
+    model = Model(guard_rule("", {"safe": 0.5, "unsafe\nS1": 0.2}), template=GUARD)
+    model.tokenizer = Dropping()  # type: ignore[assignment]
+    verdict = Classifier(model, CODES).judge("text")
+    assert verdict is not None
+    assert verdict.mass == pytest.approx(0.7)
+    assert len({tuple(each) for each in model.labels}) == len(model.labels)
 
 
 def test_a_classifier_sees_question_and_answer() -> None:
@@ -334,7 +453,18 @@ def test_a_long_question_leaves_room_for_the_answer() -> None:
 def test_the_template_tells_what_a_model_is() -> None:
     assert GUARD.judges
     assert not template_for(TOKENIZER).judges
-    assert not JinjaTemplate(TOKENIZER, "{{ messages[0].content }} Be safe.").judges
+    told = "First line must read 'safe' or 'unsafe'."
+    assert JinjaTemplate(TOKENIZER, told).judges
+    assert JinjaTemplate(TOKENIZER, '{{ "' + told + '" }}').judges
+    for source in (
+        "{{ messages[0].content }} Be safe.",
+        "Be safe, not unsafe. {{ messages[0].content }}",
+        "{# " + told + " #}{{ messages[0].content }}",
+        "{{ messages[0].content | safe }} Nothing 'unsafe', please.",
+        "{{ 'safe' if messages[0].content == 'unsafe' }}",
+        "{# unsafe #}{{ messages[0].content | safe }}",
+    ):
+        assert not JinjaTemplate(TOKENIZER, source).judges, source
     model = Model(guard_rule("", {"safe": 1.0}), template=GUARD)
     moderator = open_moderator(model, None)
     assert isinstance(moderator, Classifier)

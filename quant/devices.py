@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -11,6 +12,12 @@ from typing import Any
 import numpy as np
 
 from .errors import DeviceError
+
+CAPABILITY = (6, 1)
+"""The compute capability from which on there are dot products of bytes."""
+
+DRIVER = (12, 0)
+"""The CUDA version that a driver has to know: that of the compiler's code."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +40,35 @@ def missing() -> str | None:
             "pip install 'mistral-chat[cuda]'."
         )
     from numba import cuda
+    from numba.core import config
 
     if not cuda.is_available():
         return (
             "No NVIDIA GPU was found, or its driver does not work; see nvidia-smi, or use "
             "--device cpu."
         )
+    return None if config.ENABLE_CUDASIM else _too_old(cuda)
+
+
+def _too_old(cuda: Any) -> str | None:
+    """What is too old for the kernels, as one sentence; None if nothing is."""
+    capability = tuple(cuda.get_current_device().compute_capability)
+    if capability < CAPABILITY:
+        return (
+            f"The GPU's compute capability is {_dotted(capability)}, and {_dotted(CAPABILITY)} is "
+            "needed; use --device cpu."
+        )
+    version = tuple(cuda.cudadrv.driver.driver.get_version())
+    if version < DRIVER:
+        return (
+            f"The GPU's driver is for CUDA {_dotted(version)}, and {_dotted(DRIVER)} is needed; "
+            "install a newer driver, or use --device cpu."
+        )
     return None
+
+
+def _dotted(numbers: Sequence[int]) -> str:
+    return ".".join(map(str, numbers))
 
 
 def check_device() -> None:
@@ -92,6 +121,6 @@ def describe() -> Device:
     device: Any = cuda.get_current_device()
     free, total = cuda.current_context().get_memory_info()
     name = device.name.decode() if isinstance(device.name, bytes) else str(device.name)
-    version = ".".join(map(str, cuda.runtime.get_version()))
-    capability = ".".join(map(str, device.compute_capability))
+    version = _dotted(cuda.cudadrv.driver.driver.get_version())
+    capability = _dotted(device.compute_capability)
     return Device(name, total, free, version, int(device.MULTIPROCESSOR_COUNT), capability)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from functools import cache
 
-from numba import cuda, float32
+from numba import cuda, float32, uint32
 
 from ..cache import TILE
+from ..errors import DeviceError
 from .jit import SIMULATED, kernel
 from .pointwise import HEAD_FIRST, POSITION, TOKENS
 
@@ -24,9 +25,32 @@ QUERIES = 4 if SIMULATED else 16
 """Queries of a block, at most: tokens times query heads of a key head, or one token's."""
 
 SPAN = 32
-"""Positions that are in shared memory at once, a whole part of :data:`quant.cache.TILE`."""
+"""Positions that are in shared memory at once, at most; a whole part of a tile of positions."""
+
+SHARED_BYTES = 48 << 10
+"""Shared memory that every GPU gives to a block."""
 
 LOWEST = -3.0e38
+
+
+def span_for(head_dim: int, group: int) -> int:
+    """Positions that are in shared memory at once beside a block's queries.
+
+    Raises :class:`~quant.errors.DeviceError` where not even eight fit.
+
+    >>> span_for(128, 4), span_for(128, 32)
+    (32, 16)
+    """
+    most = max(1, QUERIES // group) * group
+    span = SPAN
+    while 4 * (2 * most * head_dim + (most + head_dim + 1) * span + 3 * most) > SHARED_BYTES:
+        span //= 2
+        if span < 8:
+            raise DeviceError(
+                f"{group} heads of {head_dim} for each head of keys are too many for the GPU's "
+                "shared memory; use --device cpu."
+            )
+    return span
 
 
 @cache
@@ -39,8 +63,11 @@ def attention(kind: str, head_dim: int, group: int):
     already.
     """
     eight = kind == "int8"
+    span = span_for(head_dim, group)
     tile_tokens = max(1, QUERIES // group)
     most = tile_tokens * group
+    # Numba looks whether a signed index is negative, which these loops have no time for.
+    zero, one, end_of_head, end_of_span = uint32(0), uint32(1), uint32(head_dim), uint32(span)
     width = head_dim + 1  # odd, so that a column's elements lie in different banks
 
     @kernel
@@ -51,9 +78,9 @@ def attention(kind: str, head_dim: int, group: int):
     ):  # fmt: skip
         queries = cuda.shared.array((most, head_dim), float32)
         outputs = cuda.shared.array((most, head_dim), float32)
-        scores = cuda.shared.array((most, SPAN), float32)
+        scores = cuda.shared.array((most, span), float32)
         # A span of keys, then of values.
-        tile = cuda.shared.array((SPAN, width), float32)
+        tile = cuda.shared.array((span, width), float32)
         tops = cuda.shared.array(most, float32)
         totals = cuda.shared.array(most, float32)
         factors = cuda.shared.array(most, float32)
@@ -71,28 +98,30 @@ def attention(kind: str, head_dim: int, group: int):
         if window > 0:
             begin = max(0, position + token - window + 1)
         end = position + min(token + tile_tokens, tokens)
-        begin = begin // SPAN * SPAN
+        begin = begin // span * span
         if step > 0:
             begin = begin // step * step + split * step
             end = min(end, begin + step)
         for index in range(thread, count * head_dim, THREADS):
             query = index // head_dim
-            at = (shared * group + query % group) * head_dim + index % head_dim
-            queries[query, index % head_dim] = q[token + query // group, at]
+            from_q = (shared * group + query % group) * head_dim + index % head_dim
+            queries[query, index % head_dim] = q[token + query // group, from_q]
             outputs[query, index % head_dim] = float32(0)
         for query in range(thread, count, THREADS):
             tops[query] = float32(LOWEST)
             totals[query] = float32(0)
         cuda.syncthreads()
-        for start in range(begin, end, SPAN):
-            for index in range(thread, SPAN * head_dim, THREADS):
+        for start in range(begin, end, span):
+            # A span never wraps: rings hold whole tiles.
+            first_slot = start % slots
+            for index in range(thread, span * head_dim, THREADS):
                 # Neighbouring threads take neighbouring positions, as keys lie.
-                place = start + index % SPAN
-                i = index // SPAN
+                place = start + index % span
+                i = index // span
                 value = float32(0)
                 if place < end:
                     if place < position or direct:
-                        slot = place % slots
+                        slot = first_slot + index % span
                         value = float32(keys[shared, slot // 16, i, slot % 16])
                         if eight:
                             value = (value - float32(128)) * key_scales[shared, slot]
@@ -101,32 +130,36 @@ def attention(kind: str, head_dim: int, group: int):
                         value = float32(new_keys[shared, slot // 16, i, slot % 16])
                         if eight:
                             value = (value - float32(128)) * new_key_scales[shared, slot]
-                tile[index % SPAN, i] = value
+                tile[index % span, i] = value
             cuda.syncthreads()
-            for index in range(thread, count * SPAN, THREADS):
-                query = index // SPAN
-                place = start + index % SPAN
+            for index in range(thread, count * span, THREADS):
+                query = index // span
+                place = start + index % span
                 here = position + token + query // group
                 score = float32(LOWEST)
                 if place <= here and place < end and (window <= 0 or place > here - window):
                     score = float32(0)
-                    for i in range(head_dim):
-                        score += queries[query, i] * tile[index % SPAN, i]
-                scores[query, index % SPAN] = score
+                    row = uint32(query)
+                    column = uint32(index % span)
+                    at = zero
+                    while at < end_of_head:
+                        score += queries[row, at] * tile[column, at]
+                        at += one
+                scores[query, index % span] = score
             cuda.syncthreads()
             for query in range(thread, count, THREADS):
                 top = tops[query]
-                for place in range(SPAN):
+                for place in range(span):
                     top = max(top, scores[query, place])
                 factors[query] = math.exp(max(tops[query] - top, float32(-87)))
                 tops[query] = top
-            for index in range(thread, SPAN * head_dim, THREADS):
+            for index in range(thread, span * head_dim, THREADS):
                 place = start + index // head_dim
                 i = index % head_dim
                 value = float32(0)
                 if place < end:
                     if place < position or direct:
-                        slot = place % slots
+                        slot = first_slot + index // head_dim
                         value = float32(values[shared, slot, i])
                         if eight:
                             value = (value - float32(128)) * value_scales[shared, slot]
@@ -137,24 +170,28 @@ def attention(kind: str, head_dim: int, group: int):
                             value = (value - float32(128)) * new_value_scales[shared, slot]
                 tile[index // head_dim, i] = value
             cuda.syncthreads()
-            for index in range(thread, count * SPAN, THREADS):
-                score = scores[index // SPAN, index % SPAN]
+            for index in range(thread, count * span, THREADS):
+                score = scores[index // span, index % span]
                 weight = float32(0)
                 if score > float32(LOWEST):
-                    weight = math.exp(max(score - tops[index // SPAN], float32(-87)))
-                scores[index // SPAN, index % SPAN] = weight
+                    weight = math.exp(max(score - tops[index // span], float32(-87)))
+                scores[index // span, index % span] = weight
             cuda.syncthreads()
             for query in range(thread, count, THREADS):
                 total = totals[query] * factors[query]
-                for place in range(SPAN):
+                for place in range(span):
                     total += scores[query, place]
                 totals[query] = total
             for index in range(thread, count * head_dim, THREADS):
                 query = index // head_dim
                 i = index % head_dim
                 total = outputs[query, i] * factors[query]
-                for place in range(SPAN):
-                    total += scores[query, place] * tile[place, i]
+                row = uint32(query)
+                column = uint32(i)
+                at = zero
+                while at < end_of_span:
+                    total += scores[row, at] * tile[at, column]
+                    at += one
                 outputs[query, i] = total
             cuda.syncthreads()
         for index in range(thread, count * head_dim, THREADS):

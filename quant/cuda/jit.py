@@ -25,6 +25,8 @@ TENSOR_CORES = (8, 0)
 if SIMULATED:
     from .simulated import dp4a, load2, load4, mma, to_whole
 else:
+    import numba_cuda
+    from numba.cuda.core import config as cuda_config
     from numba.cuda.dispatcher import CUDACache, CUDACacheImpl
 
     from .intrinsics import dp4a, load2, load4, mma, to_whole
@@ -34,6 +36,14 @@ else:
 
     class _Store(CUDACache):
         _impl_class = _CacheFiles
+
+        def _index_key(self, signature, codegen):
+            """As Numba's, but for the closure: what is pickled of intrinsics differs each time."""
+            made_of = ingredients(self._py_func)
+            return signature, codegen.magic_tuple(), numba_cuda.__version__, made_of
+
+    # A grid of few blocks is no news to the person: one token is little work.
+    cuda_config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
 
 
 __all__ = [
@@ -69,6 +79,21 @@ def kernel(function=None, launch_bounds=None):
 def device(function):
     """``function`` as a part of kernels."""
     return cuda.jit(function, device=True)
+
+
+def ingredients(function):
+    """What a kernel was made of: its place in the source, and the values of its closure.
+
+    >>> def make(bits):
+    ...     def kernel():
+    ...         return bits
+    ...     return kernel
+    >>> ingredients(make(4)) == ingredients(make(4)), ingredients(make(4)) == ingredients(make(8))
+    (True, False)
+    """
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    inner = tuple(ingredients(each.py_func) if hasattr(each, "py_func") else each for each in cells)
+    return function.__code__.co_name, function.__code__.co_firstlineno, inner
 
 
 def has_tensor_cores() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,7 +59,13 @@ def check_memory(needed: int) -> None:
     """Raise :class:`~quant.errors.DeviceError` with numbers unless so many bytes are free."""
     if SIMULATED:
         return
-    free, total = cuda.current_context().get_memory_info()
+    context = cuda.current_context()
+    free, total = context.get_memory_info()
+    if needed + SPARE_BYTES > free:
+        # What a session before this one had may wait to be freed.
+        gc.collect()
+        context.deallocations.clear()
+        free, total = context.get_memory_info()
     if needed + SPARE_BYTES > free:
         raise DeviceError(
             f"The GPU has {free / 1e9:.1f} of {total / 1e9:.1f} GB free, and this model needs "

@@ -94,7 +94,7 @@ def norm_scale(x, row, delta, has_delta, token, columns, epsilon, parts):
     return float32(1) / float32(math.sqrt(total / float32(columns) + epsilon))
 
 
-@kernel
+@kernel(launch_bounds=NORM_THREADS)
 def norm_row(x, delta, has_delta, weight, epsilon, first, output):
     """RMSNorm of row ``first[0] + t`` into row t, after ``x += delta``; a block for each token.
 
@@ -169,7 +169,7 @@ def norm_bytes(group_size: int, planes: int):
     """As :func:`norm_row`, with the normed row as bytes."""
     to_bytes = _to_bytes(group_size, planes)
 
-    @kernel
+    @kernel(launch_bounds=NORM_THREADS)
     def norm_bytes(x, delta, has_delta, weight, epsilon, first, high, low, factors, sums):
         parts = cuda.shared.array(NORM_THREADS, float32)
         wholes = cuda.shared.array(NORM_THREADS, int32)

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from numba import cuda
+from numba.cuda.cudadrv.driver import CudaAPIError
 
 from ..cache import KeyValues
 from ..config import ModelConfig
+from ..errors import DeviceError
 from ..qtensor import Floats, QuantSpec, QuantTensor
 from ..reference import Chunk, rope_frequencies
 from ..sampling import REPETITION_SPAN, Sampling
@@ -19,7 +21,7 @@ from . import attention as attend
 from . import matvec as vectors
 from . import pointwise, tensor_cores
 from .graphs import Graph
-from .jit import THREADS, has_tensor_cores
+from .jit import SIMULATED, THREADS, has_tensor_cores
 from .matmul import TILE_BLOCKS, TILE_TOKENS, float_matmul, matmul
 from .memory import DeviceMatrix, DeviceMemory, arrays_of, check_memory, kind_of
 from .sampling import CHOSEN, choose
@@ -31,7 +33,7 @@ Kernels = tuple[Any, Any]
 """A kernel for a single token, whose rows are in two planes always, and one for more."""
 
 ROPE_THREADS = 32
-COMBINE_THREADS = 32
+COMBINE_THREADS = 32 if SIMULATED else 128
 
 
 class CudaProgram:
@@ -54,7 +56,7 @@ class CudaProgram:
         self._makers: list[Callable[[], Launch]] = []
         self._launches: list[Launch] = []
         self._splits = 1
-        self._graph = Graph()
+        self._graphs: dict[tuple[int, int], Graph] = {}
         self.inputs: list[Array] = []
         self.outputs: list[Array] = []
 
@@ -271,6 +273,12 @@ class CudaProgram:
         if self._launches:
             return
         check_memory(self.needed_bytes())
+        try:
+            self._prepare()
+        except CudaAPIError as error:
+            raise DeviceError(f"The GPU's driver refused: {error}.") from error
+
+    def _prepare(self) -> None:
         self._stream = cuda.stream()
         self._state = cuda.to_device(np.zeros(4, np.int64))
         self._zero = cuda.to_device(np.zeros(1, np.int64))
@@ -301,8 +309,10 @@ class CudaProgram:
         state = np.array([position, tokens, head_first, head_tokens], np.int64)
         self._state.copy_to_device(state, stream=self._stream)
         self.memory.copy_rows(self.inputs, tokens, self._stream)
-        if tokens == 1 and head_tokens == 1:
-            self._graph.run(self._stream, lambda: self._launch(chunk))
+        if tokens in (1, self._tokens):
+            # Nothing else that launches are given changes between runs of one length.
+            graph = self._graphs.setdefault((tokens, head_tokens), Graph())
+            graph.run(self._stream, lambda: self._launch(chunk))
         else:
             self._launch(chunk)
         self._stream.synchronize()

@@ -22,7 +22,7 @@ CHOSEN = 1
 """In ``result[1]``: ``result[0]`` is the id. Else the host has to choose."""
 
 
-@kernel
+@kernel(launch_bounds=THREADS)
 def choose(
     logits, seen, seen_count, penalty, temperature, top_k, top_p, min_p, draw, scores, result
 ):  # fmt: skip

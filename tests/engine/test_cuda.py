@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -45,7 +47,7 @@ from quant.cuda.jit import (  # noqa: E402
     load4,
     mma,
 )
-from quant.cuda.program import CudaProgram  # noqa: E402
+from quant.cuda.program import CudaAPIError, CudaProgram  # noqa: E402
 
 RANDOM = np.random.default_rng(5)
 SEEDED = RANDOM.bit_generator.state
@@ -535,15 +537,63 @@ def test_weights_are_copied_once() -> None:
 
 
 def test_what_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = [1_000_000_000]
+
     class Context:
+        """A GPU on which two gigabytes wait to be freed."""
+
+        @property
+        def deallocations(self) -> Context:
+            return self
+
+        def clear(self) -> None:
+            free[0] = 3_000_000_000
+
         def get_memory_info(self) -> tuple[int, int]:
-            return 3_000_000_000, 8_000_000_000
+            return free[0], 8_000_000_000
 
     monkeypatch.setattr(memory, "SIMULATED", False)
     monkeypatch.setattr(memory.cuda, "current_context", Context)
+    memory.check_memory(500_000_000)
+    assert free == [1_000_000_000]
     memory.check_memory(2_000_000_000)
     with pytest.raises(DeviceError, match=r"3.0 of 8.0 GB free.*needs 4.3 GB.*--gpu-layers"):
         memory.check_memory(4_000_000_000)
+
+
+def test_what_the_driver_refuses_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepare(self: CudaProgram) -> None:
+        raise CudaAPIError(2, "out of memory")
+
+    monkeypatch.setattr(CudaProgram, "_prepare", prepare)
+    with pytest.raises(DeviceError, match="out of memory"):
+        model_of(None).session(32, backend="cuda").compile()
+
+
+@pytest.mark.parametrize(
+    ("capability", "version", "said"),
+    [
+        ((6, 0), (12, 4), r"compute capability is 6.0, and 6.1 is needed"),
+        ((8, 0), (11, 8), r"driver is for CUDA 11.8, and 12.0 is needed"),
+        ((6, 1), (12, 0), None),
+        ((12, 0), (13, 0), None),
+    ],
+)
+def test_what_is_too_old(
+    capability: tuple[int, int], version: tuple[int, int], said: str | None
+) -> None:
+    driver = SimpleNamespace(get_version=lambda: version)
+    fake = SimpleNamespace(
+        get_current_device=lambda: SimpleNamespace(compute_capability=capability),
+        cudadrv=SimpleNamespace(driver=SimpleNamespace(driver=driver)),
+    )
+    sentence = devices._too_old(fake)
+    assert sentence is None if said is None else re.search(said, sentence or "")
+
+
+def test_heads_that_do_not_fit_are_told() -> None:
+    with pytest.raises(DeviceError, match="shared memory; use --device cpu"):
+        attending.span_for(512, 32)
 
 
 def test_without_the_compiler_or_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,11 +143,13 @@ def main(capability: tuple[int, int]) -> None:
             {
                 "kernel": function.__name__,
                 "types": str(types),
+                "made_of": jit.ingredients(function),
                 **compiled(kernel, types, capability),
             }
             for (function, types), kernel in launches.seen.items()
         ]
-    sys.stdout.write(json.dumps(report))
+    # What a kernel is made of names it on the disk: whole numbers and names, in any process.
+    sys.stdout.write(json.dumps(report, default=int))
 
 
 if __name__ == "__main__":

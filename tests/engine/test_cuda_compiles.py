@@ -37,6 +37,8 @@ def test_every_launch_compiles(capability: tuple[int, int]) -> None:
         # Arrays of a thread lie in registers; only large angles of RoPE are reduced in a table.
         assert each["stack"] == 0 or each["kernel"] == "rope_angles"
         by_name.setdefault(each["kernel"], []).append(each)
+    # Kernels that lie on the disk under one name differ in what they were made of, or in types.
+    assert len({(str(each["made_of"]), each["types"]) for each in kernels}) == len(kernels)
     # The products know no float64, and are made of what they were written for.
     products = by_name["matvec"] + by_name["matmul"]
     assert len(by_name["matvec"]) == len(by_name["matmul"]) == 2

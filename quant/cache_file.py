@@ -25,8 +25,8 @@ PARTS = ("keys", "values", "key_scales", "value_scales")
 def write_cache(path: Path, cache: RollingCache, ids: list[int], identity: str) -> int:
     """Write ``cache``, in which ``ids`` were read, whole or not at all; the bytes it takes.
 
-    ``identity`` names the model and all else that keys and values depend on. Only its owner may
-    read the file. Raises OSError.
+    ``identity`` names the model and all else that keys and values depend on. Of what was trimmed
+    away nothing is written. Only its owner may read the file. Raises OSError.
     """
     tensors: dict[str, Any] = {"ids": np.asarray(ids, np.int64)}
     # What was trimmed away is left out, unless a ring has wrapped and holds it in between.
@@ -39,6 +39,13 @@ def write_cache(path: Path, cache: RollingCache, ids: list[int], identity: str) 
         if layer.key_scales.size:
             tensors[f"{number}.key_scales"] = layer.key_scales[:, :held].copy()
             tensors[f"{number}.value_scales"] = layer.value_scales[:, :held].copy()
+        # What was trimmed is nobody's, and may be what a person did not want to keep.
+        end = held if furthest <= layer.slots else furthest
+        slots = np.arange(cache.position, min(end, cache.position + layer.slots)) % layer.slots
+        tensors[f"{number}.keys"][:, slots // LANES, :, slots % LANES] = 0
+        for part in PARTS[1:]:
+            if f"{number}.{part}" in tensors:
+                tensors[f"{number}.{part}"][:, slots] = 0
     description = {
         "format": FORMAT,
         "identity": identity,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
 
 from quant.errors import CacheError
 from quant.model import Model
@@ -41,6 +42,32 @@ def test_the_same_logits_as_before(tmp_path: Path, kv: str, window: int | None) 
     second.restore(tmp_path / "c", "one")
     assert (second.position, second.ids) == (200, IDS[:200])
     assert np.array_equal(second.feed(IDS[200:230]), expected)
+
+
+@pytest.mark.parametrize("kv", ["f16", "int8"])
+@pytest.mark.parametrize(("window", "before"), [(None, 70), (64, 70), (64, 130)])
+def test_what_was_trimmed_is_not_written(
+    tmp_path: Path, kv: str, window: int | None, before: int
+) -> None:
+    first, clean = session(window, kv=kv), session(window, kv=kv)
+    first.feed(IDS[:before])
+    clean.feed(IDS[:before])
+    first.feed(IDS[200 : 201 if window else 230])  # a ring that has wrapped can take one back
+    first.trim(before)
+    first.save(tmp_path / "c", "one")
+    with safetensors.safe_open(tmp_path / "c", "np") as file:
+        for number, layer in enumerate(first.cache.layers):
+            slots = np.arange(before, before + (1 if window else 30)) % layer.slots
+            keys = file.get_tensor(f"{number}.keys")
+            slots = slots[slots < 16 * keys.shape[1]]
+            assert slots.size
+            assert layer.keys[:, slots // 16, :, slots % 16].any()
+            assert not keys[:, slots // 16, :, slots % 16].any()
+            assert not file.get_tensor(f"{number}.values")[:, slots].any()
+            # All else is there.
+            others = np.setdiff1d(np.arange(before) % layer.slots, slots)
+            held = clean.cache.layers[number].values[:, others]
+            assert np.array_equal(file.get_tensor(f"{number}.values")[:, others], held)
 
 
 def test_another_context_takes_it_as_long_as_it_fits(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ settings.load_profile("shared-machine")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    cache = config.cache
+    cache = getattr(config, "cache", None)  # absent with -p no:cacheprovider
     if cache is not None and "MISTRAL_CHAT_KERNEL_CACHE" not in os.environ:
         # Tests give each command a home of its own; compiling there each time would take minutes.
         os.environ["MISTRAL_CHAT_KERNEL_CACHE"] = str(cache.mkdir("kernels"))

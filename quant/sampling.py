@@ -101,7 +101,10 @@ def candidates(
     weights = np.exp((scores - scores.max()) / sampling.temperature)
     total = weights.sum()
     if 0 < sampling.top_k < scores.size:
-        ids = np.argpartition(scores, -sampling.top_k)[-sampling.top_k :]
+        # Of equal ones at the edge the smaller ids, so that every backend keeps the same.
+        edge = np.partition(scores, -sampling.top_k)[-sampling.top_k]
+        above, equal = np.flatnonzero(scores > edge), np.flatnonzero(scores == edge)
+        ids = np.sort(np.concatenate([above, equal[: sampling.top_k - above.size]]))
     else:
         # With weights below this no token is drawn or kept by top-p; sorting fewer is faster.
         ids = np.flatnonzero(weights >= max(sampling.min_p, 1e-12))

@@ -1,8 +1,8 @@
 """Attention over the rolling buffer, in tiles of positions with an online softmax.
 
 A block takes the queries of a few tokens that share a head of keys (grouped-query attention), so
-keys and values are read once for all of them. A single token's positions are split among blocks;
-:func:`combine` puts the parts together.
+keys and values are read once for all of them. A single token's positions are split among blocks,
+in :mod:`quant.cuda.decode_attention`; :func:`combine` puts the parts together.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from numba import cuda, float32, uint32
 from ..cache import TILE
 from ..errors import DeviceError
 from .jit import SIMULATED, kernel
+from .decode_attention import LOWEST
 from .pointwise import HEAD_FIRST, POSITION, TOKENS
 
 THREADS = 32 if SIMULATED else 128
-SPLIT = 64 if SIMULATED else 256
-"""Positions of a split, whole tiles."""
+COMBINE_THREADS = 32 if SIMULATED else 128
+"""Threads of a head whose parts are put together."""
 
 QUERIES = 4 if SIMULATED else 16
 """Queries of a block, at most: tokens times query heads of a key head, or one token's."""
@@ -29,8 +30,6 @@ SPAN = 32
 
 SHARED_BYTES = 48 << 10
 """Shared memory that every GPU gives to a block."""
-
-LOWEST = -3.0e38
 
 
 def span_for(head_dim: int, group: int) -> int:
@@ -209,25 +208,51 @@ def attention(kind: str, head_dim: int, group: int):
 
 
 @kernel
-def combine(state, partial, head, splits, output):
+def combine(state, partial, head, splits, window, step, output):
     """The parts of each head put together; ``blocks = (heads, tokens)``.
 
-    Where ``head`` is set, tokens are counted from the first whose logits are wanted.
+    Where ``head`` is set, tokens are counted from the first whose logits are wanted. Where ``step``
+    is set there is one token, and of its splits of so many positions those that it sees.
     """
+    tops = cuda.shared.array(COMBINE_THREADS, float32)
+    totals = cuda.shared.array(COMBINE_THREADS, float32)
+    thread = cuda.threadIdx.x
     which = cuda.blockIdx.x
     token = cuda.blockIdx.y
     row = token + (state[HEAD_FIRST] if head else 0)
     size = partial.shape[3] - 2
-    top = float32(LOWEST)
-    for split in range(splits):
-        top = max(top, partial[row, which, split, size])
-    total = float32(0)
-    for split in range(splits):
-        factor = float32(math.exp(max(partial[row, which, split, size] - top, float32(-87))))
-        total += partial[row, which, split, size + 1] * factor
-    for i in range(cuda.threadIdx.x, size, cuda.blockDim.x):
+    if step > 0:
+        end = state[POSITION] + 1
+        begin = 0
+        if window > 0:
+            begin = max(0, end - window) // step * step
+        splits = min(splits, (end - begin + step - 1) // step)
+    for first in range(0, size, COMBINE_THREADS):
+        i = min(first + thread, size - 1)
+        top = float32(LOWEST)
         value = float32(0)
-        for split in range(splits):
-            factor = float32(math.exp(max(partial[row, which, split, size] - top, float32(-87))))
-            value += partial[row, which, split, i] * factor
-        output[token, which * size + i] = value / total
+        total = float32(0)
+        # As many splits at once as there are threads to weigh them.
+        for start in range(0, splits, COMBINE_THREADS):
+            count = min(COMBINE_THREADS, splits - start)
+            cuda.syncthreads()
+            if thread < count:
+                tops[thread] = partial[row, which, start + thread, size]
+                totals[thread] = partial[row, which, start + thread, size + 1]
+            cuda.syncthreads()
+            highest = top
+            for each in range(count):
+                highest = max(highest, tops[each])
+            kept = math.exp(max(top - highest, float32(-87)))
+            value *= kept
+            total *= kept
+            top = highest
+            cuda.syncthreads()
+            if thread < count:
+                tops[thread] = math.exp(max(tops[thread] - top, float32(-87)))
+            cuda.syncthreads()
+            for each in range(count):
+                value += tops[each] * partial[row, which, start + each, i]
+                total += tops[each] * totals[each]
+        if first + thread < size:
+            output[token, which * size + i] = value / total

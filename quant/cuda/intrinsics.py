@@ -67,9 +67,10 @@ def _wide_load(count):
         def generate(context, builder, signature, arguments):
             kind, place = signature.args
             source = context.make_array(kind)(context, builder, arguments[0])
+            unpacked = cgutils.unpack_tuple(builder, arguments[1], place.count)
             indices = [
-                context.cast(builder, each, place.dtype, types.intp)
-                for each in cgutils.unpack_tuple(builder, arguments[1], place.count)
+                context.cast(builder, each, of, types.intp)
+                for each, of in zip(unpacked, place.types, strict=True)
             ]
             pointer = cgutils.get_item_pointer(context, builder, kind, source, indices)
             element = context.get_data_type(kind.dtype)

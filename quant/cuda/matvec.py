@@ -12,17 +12,17 @@ from functools import cache
 
 from numba import cuda, float32, int32, uint32
 
-from .jit import SIMULATED, dp4a, kernel, load2, load4
+from .jit import SIMULATED, dp4a, kernel, load4
 
 NIBBLES = 0x0F0F0F0F
 
-LINES = 8 if SIMULATED else 64
-"""Lines that a block reads at once: four threads each, of four rows, so 16 bytes a thread."""
+QUARTETS = 8 if SIMULATED else 64
+"""Fours of threads in a block: each thread has four rows of a line, so 16 bytes."""
 
-THREADS = 4 * LINES
+THREADS = 4 * QUARTETS
 
-UNROLLED = 2 if SIMULATED else 4
-"""Lines a thread asks for before it works on the first of them."""
+UNIT = 8
+"""Lines that a thread asks for before it works on the first, all of one group; at most."""
 
 JOINED = 3
 """Matrices that one launch multiplies: as many as read one vector."""
@@ -32,15 +32,20 @@ JOINED = 3
 def matvec(bits: int, group_size: int, symmetric: bool):
     """``output[0] = matrix @ x`` for up to three matrices; a block of threads for each row block.
 
-    The row blocks of the second matrix follow those of the first. Neighbouring threads read
-    neighbouring 16 bytes, so that a warp reads 512 bytes of one run of lines. Integer sums are
-    those of a line; what a group has but once (its sum, for the zero point or the minimum) counts
-    with its first line.
+    The row blocks of the second matrix follow those of the first. A thread takes neighbouring
+    lines of one group, so integers are summed over all of them and scaled once, and eight loads of
+    16 bytes are on their way before the first is used; a warp reads 4 KB in one run. What a group
+    has but once (its sum, for the zero point or the minimum) counts with its first lines.
     """
     columns = 32 // bits
-    lines_of_group = group_size // columns
     four = bits == 4
+    lines_of_group = group_size // columns
+    unit = min(UNIT, lines_of_group)
+    units_of_group = lines_of_group // unit
+    lines_of_load = 2 if four else 4  # four words of activations
+    words = 4 // lines_of_load  # of a line
     zero = 0 if not symmetric else 1 << (bits - 1)
+    segments = THREADS // 16
 
     @kernel
     def matvec(
@@ -49,8 +54,11 @@ def matvec(bits: int, group_size: int, symmetric: bool):
         codes_3, scales_3, minimums_3, rows_3, output_3,
         high, low, factors, sums,
     ):  # fmt: skip
-        parts = cuda.shared.array((LINES, 16), float32)
-        words = cuda.local.array((UNROLLED, 4), uint32)
+        parts = cuda.shared.array((QUARTETS, 16), float32)
+        sixteenths = cuda.shared.array((segments, 16), float32)
+        weights = cuda.local.array((unit, 4), uint32)
+        upper = cuda.local.array(4, int32)
+        lower = cuda.local.array(4, int32)
         totals = cuda.local.array(4, float32)
         block = cuda.blockIdx.x
         thread = cuda.threadIdx.x
@@ -61,65 +69,69 @@ def matvec(bits: int, group_size: int, symmetric: bool):
                 block -= codes.shape[0]
                 codes, scales, minimums = codes_3, scales_3, minimums_3
                 rows, output = rows_3, output_3
-        lines = codes.shape[1]
         first_row = 4 * (thread % 4)
         for r in range(4):
             totals[r] = float32(0)
-        for start in range(thread // 4, lines, LINES * UNROLLED):
-            for each in range(UNROLLED):
-                line = min(start + each * LINES, lines - 1)
-                loaded = load4(codes, (block, line, first_row))
-                words[each, 0] = loaded[0]
-                words[each, 1] = loaded[1]
-                words[each, 2] = loaded[2]
-                words[each, 3] = loaded[3]
-            for each in range(UNROLLED):
-                line = start + each * LINES
-                factor = float32(0)
-                if line < lines:
-                    factor = factors[0, line // lines_of_group]
-                line = min(line, lines - 1)
-                group = line // lines_of_group
-                whole = int32(0)
-                if line % lines_of_group == 0:
-                    whole = sums[0, group]
-                scale = load4(scales, (block, group, first_row))
-                minimum = scale
+        for part in range(thread // 4, codes.shape[1] // unit, QUARTETS):
+            for each in range(unit):
+                loaded = load4(codes, (block, part * unit + each, first_row))
+                for r in range(4):
+                    weights[each, r] = loaded[r]
+            group = part // units_of_group
+            scale = load4(scales, (block, group, first_row))
+            minimum = scale
+            if not symmetric:
+                minimum = load4(minimums, (block, group, first_row))
+            factor = factors[0, group]
+            whole = int32(0)
+            if part % units_of_group == 0:
+                whole = sums[0, group]
+            for r in range(4):
+                upper[r] = int32(0)
+                lower[r] = int32(0)
+            for step in range(unit // lines_of_load):
+                word = (part * unit + step * lines_of_load) * words
+                highs = load4(high, (0, word))
+                lows = load4(low, (0, word))
+                for r in range(4):
+                    if four:
+                        a = weights[2 * step, r]
+                        b = weights[2 * step + 1, r]
+                        four_words = (
+                            a & uint32(NIBBLES),
+                            (a >> uint32(4)) & uint32(NIBBLES),
+                            b & uint32(NIBBLES),
+                            (b >> uint32(4)) & uint32(NIBBLES),
+                        )
+                    else:
+                        four_words = (
+                            weights[4 * step, r],
+                            weights[4 * step + 1, r],
+                            weights[4 * step + 2, r],
+                            weights[4 * step + 3, r],
+                        )
+                    for each in range(4):
+                        upper[r] = dp4a(four_words[each], highs[each], upper[r])
+                        lower[r] = dp4a(four_words[each], lows[each], lower[r])
+            for r in range(4):
+                dots = int32(upper[r] * 128 + lower[r] - zero * whole)
+                value = float32(scale[r]) * float32(dots)
                 if not symmetric:
-                    minimum = load4(minimums, (block, group, first_row))
-                if four:
-                    upper = load2(high, (0, 2 * line))
-                    lower = load2(low, (0, 2 * line))
-                    for r in range(4):
-                        first = words[each, r] & uint32(NIBBLES)
-                        second = (words[each, r] >> uint32(4)) & uint32(NIBBLES)
-                        dots = dp4a(second, upper[1], dp4a(first, upper[0], int32(0)))
-                        dots = int32(dots * 128 - zero * whole)
-                        dots = dp4a(second, lower[1], dp4a(first, lower[0], dots))
-                        value = float32(scale[r]) * float32(dots)
-                        if not symmetric:
-                            value += float32(minimum[r]) * float32(whole)
-                        totals[r] += factor * value
-                else:
-                    for r in range(4):
-                        dots = dp4a(words[each, r], high[0, line], int32(0))
-                        dots = int32(dots * 128 - zero * whole)
-                        dots = dp4a(words[each, r], low[0, line], dots)
-                        value = float32(scale[r]) * float32(dots)
-                        if not symmetric:
-                            value += float32(minimum[r]) * float32(whole)
-                        totals[r] += factor * value
+                    value += float32(minimum[r]) * float32(whole)
+                totals[r] += factor * value
         for r in range(4):
             parts[thread // 4, first_row + r] = totals[r]
-        half = LINES // 2
-        while half > 0:
-            cuda.syncthreads()
-            for index in range(thread, 16 * half, THREADS):
-                parts[index // 16, index % 16] += parts[index // 16 + half, index % 16]
-            half //= 2
+        cuda.syncthreads()
+        total = float32(0)
+        for each in range(4):
+            total += parts[thread // 16 * 4 + each, thread % 16]
+        sixteenths[thread // 16, thread % 16] = total
         cuda.syncthreads()
         row = 16 * block + thread
         if thread < 16 and row < rows:
-            output[0, row] = parts[0, thread]
+            total = float32(0)
+            for each in range(segments):
+                total += sixteenths[each, thread]
+            output[0, row] = total
 
     return matvec

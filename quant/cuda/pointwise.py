@@ -18,8 +18,10 @@ from .jit import SIMULATED, THREADS, device, kernel, to_whole
 POSITION, TOKENS, HEAD_FIRST = 0, 1, 2
 """Places in ``state``."""
 
-NORM_THREADS = 32 if SIMULATED else 1024
-"""Threads of a norm, which one block has to do alone, a power of two."""
+WARP = 32
+
+NORM_THREADS = WARP if SIMULATED else 512
+"""Threads of a norm, which one block has to do alone, whole warps."""
 
 
 @device
@@ -70,14 +72,17 @@ def sum_of_block(value, parts):
     """The sum of every thread's ``value``; ``parts`` float32 [NORM_THREADS] is shared memory."""
     thread = cuda.threadIdx.x
     parts[thread] = value
-    half = NORM_THREADS // 2
-    while half > 0:
-        cuda.syncthreads()
-        if thread < half:
-            parts[thread] += parts[thread + half]
-        half //= 2
     cuda.syncthreads()
-    return parts[0]
+    if thread < WARP:
+        total = float32(0)
+        for each in range(NORM_THREADS // WARP):
+            total += parts[thread + WARP * each]
+        parts[thread] = total
+    cuda.syncthreads()
+    total = float32(0)
+    for each in range(WARP):
+        total += parts[each]
+    return total
 
 
 @device

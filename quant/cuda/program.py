@@ -18,10 +18,11 @@ from ..reference import Chunk, rope_frequencies
 from ..sampling import REPETITION_SPAN, Sampling
 from ..weights import Matrix
 from . import attention as attend
+from . import decode_attention
 from . import matvec as vectors
 from . import pointwise, tensor_cores
 from .graphs import Graph
-from .jit import SIMULATED, THREADS, has_tensor_cores
+from .jit import THREADS, has_tensor_cores
 from .matmul import TILE_BLOCKS, TILE_TOKENS, float_matmul, matmul
 from .memory import DeviceMatrix, DeviceMemory, arrays_of, check_memory, kind_of
 from .sampling import CHOSEN, choose
@@ -33,7 +34,6 @@ Kernels = tuple[Any, Any]
 """A kernel for a single token, whose rows are in two planes always, and one for more."""
 
 ROPE_THREADS = 32
-COMBINE_THREADS = 32 if SIMULATED else 128
 
 
 class CudaProgram:
@@ -198,7 +198,10 @@ class CudaProgram:
         heads, shared = self._config.num_attention_heads, self._config.num_key_value_heads
         group = heads // shared
         kernel = attend.attention(kind_of(ring), size, group)
-        step = attend.SPLIT
+        single = None
+        if decode_attention.fits(size):
+            single = decode_attention.decode_attention(kind_of(ring), size, group)
+        step = decode_attention.SPLIT
         # Splits begin at multiples of their length, so a window may touch one more.
         splits = -(-min(window or ring.slots, ring.slots) // step) + 1
         self._splits = max(self._splits, splits)
@@ -213,14 +216,20 @@ class CudaProgram:
                 if not count:
                     return
                 one = run.tokens == 1
-                parts = splits if one else 1
+                parts, cut = (splits, step) if one else (1, 0)
                 parts_of = self._partials[one]
-                kernel[(parts, shared, -(-count // tile)), attend.THREADS, self._stream](
-                    self._state, queries, head, window or 0, one, step if one else 0,
-                    parts_of, *held, *fresh,
-                )  # fmt: skip
-                attend.combine[(heads, count), COMBINE_THREADS, self._stream](
-                    self._state, parts_of, head, parts, out
+                if one and single is not None:
+                    tiles = -(-group // decode_attention.QUERIES)
+                    single[(parts, shared, tiles), decode_attention.THREADS, self._stream](
+                        self._state, queries, window or 0, parts_of, *held
+                    )
+                else:
+                    kernel[(parts, shared, -(-count // tile)), attend.THREADS, self._stream](
+                        self._state, queries, head, window or 0, one, cut, parts_of,
+                        *held, *fresh,
+                    )  # fmt: skip
+                attend.combine[(heads, count), attend.COMBINE_THREADS, self._stream](
+                    self._state, parts_of, head, parts, window or 0, cut, out
                 )
 
             return launch

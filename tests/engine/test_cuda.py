@@ -34,6 +34,7 @@ if devices.missing() is not None:
     pytest.skip("there is neither a GPU nor the simulator", allow_module_level=True)
 
 from quant.cuda import attention as attending  # noqa: E402 - only where it can be imported
+from quant.cuda import decode_attention as decoding  # noqa: E402
 from quant.cuda import matmul as products  # noqa: E402
 from quant.cuda import matvec as vectors  # noqa: E402
 from quant.cuda import memory, pointwise, tensor_cores  # noqa: E402
@@ -381,8 +382,8 @@ def test_attention(position: int, tokens: int, window: int | None) -> None:
     one = tokens == 1
     if one:
         store_slots(ring, np.array([position % slots]), keys, values)
-    step = attending.SPLIT if one else 0
-    splits = -(-min(window or slots, slots) // attending.SPLIT) + 1 if one else 1
+    step = decoding.SPLIT if one else 0
+    splits = -(-min(window or slots, slots) // decoding.SPLIT) + 1 if one else 1
     partial = cuda.to_device(np.full((tokens, 2, splits, 18), np.nan, np.float32))
     output = cuda.to_device(np.zeros((tokens, 32), np.float32))
     where = state(position, tokens)
@@ -391,8 +392,60 @@ def test_attention(position: int, tokens: int, window: int | None) -> None:
         where, cuda.to_device(q.reshape(tokens, 32)), False, window or 0, one, step, partial,
         *twins_of(ring), *twins_of(chunk),
     )  # fmt: skip
-    attending.combine[(2, tokens), 32](where, partial, False, splits, output)
+    combine(where, partial, splits, window, step, output)
     np.testing.assert_allclose(output.copy_to_host().reshape(tokens, 2, 16), expected, atol=1e-5)
+
+
+def combine(where: Any, partial: Any, splits: int, window: int | None, step: int, out: Any) -> None:
+    heads, tokens = partial.shape[1], partial.shape[0]
+    attending.combine[(heads, tokens), attending.COMBINE_THREADS](
+        where, partial, False, splits, window or 0, step, out
+    )
+
+
+@pytest.mark.parametrize("kind", ["f32", "f16", "int8"])
+@pytest.mark.parametrize(
+    ("group", "position", "window"),
+    [(2, 70, None), (1, 0, None), (4, 130, 24), (6, 100, None), (3, 63, 64), (2, 200, 128)],
+)
+def test_attention_of_one_token(group: int, position: int, window: int | None, kind: str) -> None:
+    config = replace(SMALL, num_attention_heads=group)
+    slots = -(-window // 64) * 64 if window else 256
+    ring, chunk = (KeyValues.allocate(config, size, kind) for size in (slots, 64))
+    held = np.arange(max(0, position - slots), position)
+    store_slots(ring, held % slots, normal(held.size, 1, 16), normal(held.size, 1, 16))
+    own = normal(1, 1, 16), normal(1, 1, 16)
+    store_slots(chunk, np.array([position % 64]), *own)
+    q = normal(1, group, 16)
+    expected = attend(q, position, ring, window, chunk)
+    store_slots(ring, np.array([position % slots]), *own)
+    splits = -(-min(window or slots, slots) // decoding.SPLIT) + 1
+    # What is not written must not be read.
+    partial = cuda.to_device(np.full((1, group, splits, 18), np.nan, np.float32))
+    output = cuda.to_device(np.full((1, 16 * group), np.nan, np.float32))
+    where = state(position, 1)
+    tiles = -(-group // decoding.QUERIES)
+    decoding.decode_attention(kind, 16, group)[(splits, 1, tiles), decoding.THREADS](
+        where, cuda.to_device(q.reshape(1, 16 * group)), window or 0, partial, *twins_of(ring)
+    )
+    combine(where, partial, splits, window, decoding.SPLIT, output)
+    got = output.copy_to_host().reshape(1, group, 16)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_many_splits_are_combined() -> None:
+    splits = 3 * attending.COMBINE_THREADS + 5
+    partial = normal(1, 2, splits + 4, 18)
+    partial[..., 16] *= 30
+    partial[..., 17] = np.abs(partial[..., 17]) + 0.1
+    partial[:, :, splits:] = np.nan
+    weights = np.exp(partial[0, :, :splits, 16] - partial[0, :, :splits, 16].max(1, keepdims=True))
+    total = (weights * partial[0, :, :splits, 17]).sum(1)
+    expected = (weights[..., None] * partial[0, :, :splits, :16]).sum(1) / total[:, None]
+    output = cuda.to_device(np.zeros((1, 32), np.float32))
+    where = state(splits * decoding.SPLIT - 1, 1)
+    combine(where, cuda.to_device(partial), splits + 4, None, decoding.SPLIT, output)
+    np.testing.assert_allclose(output.copy_to_host().reshape(2, 16), expected, rtol=2e-4, atol=1e-5)
 
 
 # --- choosing

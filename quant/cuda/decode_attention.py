@@ -1,0 +1,183 @@
+"""Attention of a single token, split along positions (Flash-Decoding), as decode needs it.
+
+A block takes one split of positions for the queries that share a head of keys; each thread asks
+for all its keys, later for all its values, before it needs the first. The parts are put together
+by :func:`quant.cuda.attention.combine`.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+from numba import cuda, float32, uint32
+
+from .jit import SIMULATED, kernel, load4
+from .pointwise import POSITION, WARP
+
+THREADS = 32 if SIMULATED else 256
+SPLIT = 64 if SIMULATED else 128
+"""Positions of a split, whole blocks of 16."""
+
+QUERIES = 4
+"""Queries of a block, at most; where more share a head of keys, several blocks read it."""
+
+DIMENSIONS = 8
+"""Neighbouring dimensions of 16 keys that a warp reads at once, 256 bytes of float16."""
+
+LOWEST = -3.0e38
+
+
+def fits(head_dim: int) -> bool:
+    """Whether heads of a size can be cut as this kernel needs it.
+
+    >>> fits(128), fits(80), fits(20)
+    (True, True, False)
+    """
+    return head_dim % DIMENSIONS == 0 and head_dim // 4 <= THREADS
+
+
+@cache
+def decode_attention(kind: str, head_dim: int, group: int):
+    """Parts of softmax attention for one token; ``blocks = (splits, kv heads, query tiles)``.
+
+    ``query tiles`` are ``ceil(group / QUERIES)``. ``partial`` float32 [1, heads, splits,
+    head_dim + 2] is as :func:`quant.cuda.attention.attention` has it; splits of which the token
+    sees nothing are not written. The token's own key is in the ring already.
+    """
+    eight = kind == "int8"
+    most = min(group, QUERIES)
+    steps = head_dim // DIMENSIONS
+    quads = head_dim // 4
+    rows = THREADS // quads  # positions whose values are read at once
+    rounds = -(-SPLIT // rows)
+    room_size = max(DIMENSIONS * SPLIT, rows * head_dim) * most
+    pieces = 8  # of a split, for its maximum and its sum
+    piece = SPLIT // pieces
+
+    @kernel
+    def decode_attention(state, q, window, partial, keys, values, key_scales, value_scales):
+        queries = cuda.shared.array((most, head_dim), float32)
+        room = cuda.shared.array(room_size, float32)
+        scores = cuda.shared.array((most, SPLIT), float32)
+        tops = cuda.shared.array((most, pieces), float32)
+        totals = cuda.shared.array((most, pieces), float32)
+        sums = cuda.local.array((most, 4), float32)
+        thread = cuda.threadIdx.x
+        shared = cuda.blockIdx.y
+        position = state[POSITION]
+        end = position + 1
+        oldest = 0
+        if window > 0:
+            oldest = max(0, end - window)
+        begin = oldest // SPLIT * SPLIT + cuda.blockIdx.x * SPLIT
+        if begin >= end:
+            return
+        slots = values.shape[1]
+        first_query = cuda.blockIdx.z * most
+        count = min(most, group - first_query)
+        first_head = shared * group + first_query
+        for index in range(thread, most * head_dim, THREADS):
+            value = float32(0)
+            if index // head_dim < count:
+                value = q[0, first_head * head_dim + index]
+            queries[index // head_dim, index % head_dim] = value
+        cuda.syncthreads()
+        # Scores: a warp takes 16 positions, four a thread; its lanes share out the dimensions.
+        quad = thread % 4
+        first_dim = uint32(thread % WARP // 4)
+        for tile in range(thread // WARP, SPLIT // 16, THREADS // WARP):
+            for query in range(most):
+                for j in range(4):
+                    sums[query, j] = float32(0)
+            if begin + 16 * tile < end:
+                block = (begin + 16 * tile) % slots // 16
+                for step in range(steps):
+                    i = first_dim + uint32(DIMENSIONS * step)
+                    four = load4(keys, (shared, block, i, 4 * quad))
+                    for query in range(most):
+                        for j in range(4):
+                            key = float32(four[j])
+                            if eight:
+                                key -= float32(128)
+                            sums[query, j] += queries[uint32(query), i] * key
+            for query in range(most):
+                for j in range(4):
+                    at = (first_dim * uint32(most) + uint32(query)) * uint32(SPLIT)
+                    room[at + uint32(16 * tile + 4 * quad + j)] = sums[query, j]
+        cuda.syncthreads()
+        for index in range(thread, most * SPLIT, THREADS):
+            place = begin + index % SPLIT
+            score = float32(LOWEST)
+            if oldest <= place < end:
+                score = float32(0)
+                for each in range(DIMENSIONS):
+                    score += room[uint32(each * most * SPLIT + index)]
+                if eight:
+                    score *= key_scales[shared, place % slots]
+            scores[index // SPLIT, index % SPLIT] = score
+        cuda.syncthreads()
+        for index in range(thread, most * pieces, THREADS):
+            top = float32(LOWEST)
+            for each in range(piece):
+                top = max(top, scores[index // pieces, index % pieces * piece + each])
+            tops[index // pieces, index % pieces] = top
+        cuda.syncthreads()
+        for index in range(thread, most * SPLIT, THREADS):
+            query = index // SPLIT
+            top = tops[query, 0]
+            for each in range(1, pieces):
+                top = max(top, tops[query, each])
+            score = scores[query, index % SPLIT]
+            weight = float32(0)
+            if score > float32(LOWEST):
+                weight = math.exp(max(score - top, float32(-87)))
+            scores[query, index % SPLIT] = weight
+        cuda.syncthreads()
+        # Values: a thread takes four dimensions of every ``rows``-th position.
+        row = thread // quads
+        if row < rows:
+            for query in range(most):
+                for j in range(4):
+                    sums[query, j] = float32(0)
+            for each in range(rounds):
+                place = each * rows + row
+                inside = place < SPLIT
+                slot = min(begin + place, end - 1) % slots
+                place = min(place, SPLIT - 1)
+                four = load4(values, (shared, slot, 4 * (thread % quads)))
+                scale = float32(1)
+                if eight:
+                    scale = value_scales[shared, slot]
+                for query in range(most):
+                    weight = scores[uint32(query), uint32(place)] if inside else float32(0)
+                    for j in range(4):
+                        value = float32(four[j])
+                        if eight:
+                            value = (value - float32(128)) * scale
+                        sums[query, j] += weight * value
+            for query in range(most):
+                for j in range(4):
+                    room[(row * most + query) * head_dim + 4 * (thread % quads) + j] = sums[query, j]
+        for index in range(thread, most * pieces, THREADS):
+            total = float32(0)
+            for each in range(piece):
+                total += scores[index // pieces, index % pieces * piece + each]
+            totals[index // pieces, index % pieces] = total
+        cuda.syncthreads()
+        split = cuda.blockIdx.x
+        for index in range(thread, count * head_dim, THREADS):
+            total = float32(0)
+            for each in range(rows):
+                total += room[uint32(each * most * head_dim + index)]
+            partial[0, first_head + index // head_dim, split, index % head_dim] = total
+        for query in range(thread, count, THREADS):
+            top = tops[query, 0]
+            total = totals[query, 0]
+            for each in range(1, pieces):
+                top = max(top, tops[query, each])
+                total += totals[query, each]
+            partial[0, first_head + query, split, head_dim] = top
+            partial[0, first_head + query, split, head_dim + 1] = total
+
+    return decode_attention

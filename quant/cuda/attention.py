@@ -14,8 +14,8 @@ from numba import cuda, float32, uint32
 
 from ..cache import TILE
 from ..errors import DeviceError
-from .jit import SIMULATED, kernel
 from .decode_attention import LOWEST
+from .jit import SIMULATED, kernel
 from .pointwise import HEAD_FIRST, POSITION, TOKENS
 
 THREADS = 32 if SIMULATED else 128

@@ -158,7 +158,9 @@ def decode_attention(kind: str, head_dim: int, group: int):
                         sums[query, j] += weight * value
             for query in range(most):
                 for j in range(4):
-                    room[(row * most + query) * head_dim + 4 * (thread % quads) + j] = sums[query, j]
+                    room[(row * most + query) * head_dim + 4 * (thread % quads) + j] = sums[
+                        query, j
+                    ]
         for index in range(thread, most * pieces, THREADS):
             total = float32(0)
             for each in range(piece):

@@ -8,8 +8,8 @@ from typing import Any
 
 from numba import cuda
 
-from ..errors import DeviceError
 from .jit import SIMULATED
+from .transfers import checked
 
 
 class Graph:
@@ -35,7 +35,7 @@ class Graph:
         if self._recorded is None:
             self._recorded = _record(driver, int(stream), launch)
             weakref.finalize(self, driver.cuGraphExecDestroy, self._recorded).atexit = False
-        _checked(driver.cuGraphLaunch(self._recorded, int(stream)))
+        checked(driver.cuGraphLaunch(self._recorded, int(stream)))
 
 
 def _record(driver: Any, stream: int, launch: Callable[[], None]) -> Any:
@@ -43,19 +43,12 @@ def _record(driver: Any, stream: int, launch: Callable[[], None]) -> Any:
     mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
     # Memory that Numba frees meanwhile would break the recording off.
     with cuda.defer_cleanup():
-        _checked(driver.cuStreamBeginCapture(stream, mode))
+        checked(driver.cuStreamBeginCapture(stream, mode))
         try:
             launch()
         finally:
-            graph = _checked(driver.cuStreamEndCapture(stream))
+            graph = checked(driver.cuStreamEndCapture(stream))
     try:
-        return _checked(driver.cuGraphInstantiate(graph, 0))
+        return checked(driver.cuGraphInstantiate(graph, 0))
     finally:
-        _checked(driver.cuGraphDestroy(graph))
-
-
-def _checked(result: tuple[Any, ...]) -> Any:
-    status, *values = result
-    if int(status) != 0:
-        raise DeviceError(f"The GPU's driver refused a graph of launches: {status!s}.")
-    return values[0] if values else None
+        checked(driver.cuGraphDestroy(graph))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from ..errors import DeviceError
 from ..qtensor import QuantTensor
 from ..weights import Matrix
 from .jit import SIMULATED
+from .transfers import download, upload
 
 Array = npt.NDArray[Any]
 
@@ -193,16 +193,13 @@ class DeviceMemory:
             self._shared[id(matrix)] = to_device(matrix)
         return self._shared[id(matrix)]
 
-    def copy_rows(
-        self, arrays: Sequence[Array], rows: int, stream: Any, back: bool = False
-    ) -> None:
-        """Copy the first ``rows`` of each array to the device, or ``back`` from it."""
-        for array in arrays if rows else ():
-            twin = self.on(array)[:rows]
-            if back:
-                twin.copy_to_host(array[:rows], stream=stream)
-            else:
-                twin.copy_to_device(array[:rows], stream=stream)
+    def to_device(self, array: Array, rows: int, stream: Any) -> None:
+        """Copy the first ``rows`` of a buffer to its twin."""
+        upload(array, self.on(array), rows, stream)
+
+    def to_host(self, array: Array, rows: int, stream: Any) -> None:
+        """Copy the first ``rows`` of a buffer back from its twin, and wait for them."""
+        download(self.on(array), array, rows, stream)
 
     def read_back(self) -> None:
         """Copy the rings to the host's cache."""

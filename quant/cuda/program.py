@@ -18,15 +18,15 @@ from ..reference import Chunk, rope_frequencies
 from ..sampling import REPETITION_SPAN, Sampling
 from ..weights import Matrix
 from . import attention as attend
-from . import decode_attention
+from . import decode_attention, pointwise, tensor_cores
 from . import matvec as vectors
-from . import pointwise, tensor_cores
 from .graphs import Graph
 from .jit import THREADS, has_tensor_cores
 from .matmul import TILE_BLOCKS, TILE_TOKENS, float_matmul, matmul
 from .memory import DeviceMatrix, DeviceMemory, arrays_of, check_memory, kind_of
 from .sampling import CHOSEN, choose
 from .sampling import THREADS as CHOOSERS
+from .transfers import download, upload
 
 Array = npt.NDArray[Any]
 Launch = Callable[[Chunk], None]
@@ -316,45 +316,50 @@ class CudaProgram:
         self.compile()
         chunk = Chunk(tokens, position, head_first, head_tokens)
         state = np.array([position, tokens, head_first, head_tokens], np.int64)
-        self._state.copy_to_device(state, stream=self._stream)
-        self.memory.copy_rows(self.inputs, tokens, self._stream)
+        upload(state, self._state, state.size, self._stream)
+        for array in self.inputs:
+            self.memory.to_device(array, tokens, self._stream)
         if tokens in (1, self._tokens):
             # Nothing else that launches are given changes between runs of one length.
             graph = self._graphs.setdefault((tokens, head_tokens), Graph())
             graph.run(self._stream, lambda: self._launch(chunk))
         else:
             self._launch(chunk)
-        self._stream.synchronize()
+        if tokens > 1:
+            # So that whoever stops between chunks does not wait for those that follow. A token's
+            # end is awaited with what it is for.
+            self._stream.synchronize()
 
     def fetch(self, rows: int) -> None:
-        self.memory.copy_rows(self.outputs, rows, self._stream, back=True)
-        self._stream.synchronize()
+        for array in self.outputs if rows else ():
+            self.memory.to_host(array, rows, self._stream)
 
     def choose(self, sampling: Sampling, history: Sequence[int], draw: float) -> int | None:
         penalty = sampling.repetition_penalty
-        seen = np.zeros(REPETITION_SPAN, np.int64)
         count = 0
         if penalty != 1:
             distinct = np.unique(np.asarray(history[-REPETITION_SPAN:], np.int64))
             count = distinct.size
-            seen[:count] = distinct
-        self._seen.copy_to_device(seen, stream=self._stream)
+            if count:
+                upload(distinct, self._seen, count, self._stream)
         choose[1, CHOOSERS, self._stream](
             self.memory.on(self.outputs[0]), self._seen, count, float(penalty),
             float(sampling.temperature), sampling.top_k, float(sampling.top_p),
             float(sampling.min_p), float(draw), self._scores, self._result,
         )  # fmt: skip
-        result = self._result.copy_to_host(stream=self._stream)
-        self._stream.synchronize()
+        result = np.zeros(2, np.int64)
+        download(self._result, result, result.size, self._stream)
         token, there = result
         return int(token) if there == CHOSEN else None
 
     def read_back(self) -> None:
         if self._launches:
+            self._stream.synchronize()
             self.memory.read_back()
 
     def take_up(self) -> None:
         self.compile()
+        self._stream.synchronize()
         self.memory.take_up()
 
     def _launch(self, chunk: Chunk) -> None:

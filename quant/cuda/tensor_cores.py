@@ -75,7 +75,7 @@ def matmul(bits: int, group_size: int, symmetric: bool, planes: int, tile: Tile)
     pieces = tokens_of_tile * words // threads
     kinds = 2 if two else 1
 
-    @kernel(launch_bounds=(threads, 2))
+    @kernel(launch_bounds=(threads, max(1, 256 // threads)))
     def matmul(codes, scales, minimums, high, low, factors, sums, rows, tokens, output):
         upper_tile = cuda.shared.array((2, tokens_of_tile, stride), int32)
         lower_tile = cuda.shared.array((2, tokens_of_tile, stride), int32)

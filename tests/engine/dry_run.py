@@ -22,7 +22,7 @@ from numba import cuda
 from numba.cuda import dispatcher
 
 from quant import backend
-from quant.cuda import graphs, jit, program
+from quant.cuda import graphs, jit, memory, program
 from quant.qtensor import QuantSpec
 from quant.sampling import Sampling
 
@@ -127,6 +127,10 @@ def main(capability: tuple[int, int]) -> None:
     with (
         mock.patch.object(backend, "check_device"),
         mock.patch.object(program, "check_memory"),
+        mock.patch.object(program, "upload"),
+        mock.patch.object(program, "download"),
+        mock.patch.object(memory, "upload"),
+        mock.patch.object(memory, "download"),
         mock.patch.object(graphs.Graph, "run", lambda self, stream, launch: launch()),
         mock.patch.object(cuda, "to_device", to_device),
         mock.patch.object(cuda, "device_array", device_array),

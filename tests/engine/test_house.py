@@ -15,7 +15,8 @@ kernels.attention kernels.program kernels.probes kernels.quantize
 quantizers.grids quantizers.rounding quantizers.gptq quantizers.recipe quantizers.rotation
 quantizers weights cache cache_file sampling scratch reference cpu devices
 cuda cuda.simulated cuda.intrinsics cuda.jit cuda.matvec cuda.tensor_cores cuda.matmul
-cuda.pointwise cuda.decode_attention cuda.attention cuda.sampling cuda.graphs cuda.memory cuda.program
+cuda.pointwise cuda.decode_attention cuda.attention cuda.sampling cuda.transfers cuda.graphs
+cuda.memory cuda.program
 split backend calibration model divergence
 generation scoring
 checkpoints.names checkpoints.checkpoint checkpoints.tensors checkpoints.blocks checkpoints.gguf

@@ -16,7 +16,7 @@ from ..cache import TILE
 from ..errors import DeviceError
 from .decode_attention import LOWEST
 from .jit import SIMULATED, kernel
-from .pointwise import HEAD_FIRST, POSITION, TOKENS
+from .pointwise import HEAD_FIRST, POSITION, TOKENS, begin
 
 THREADS = 32 if SIMULATED else 128
 COMBINE_THREADS = 32 if SIMULATED else 128
@@ -83,6 +83,7 @@ def attention(kind: str, head_dim: int, group: int):
         tops = cuda.shared.array(most, float32)
         totals = cuda.shared.array(most, float32)
         factors = cuda.shared.array(most, float32)
+        begin()
         thread = cuda.threadIdx.x
         split = cuda.blockIdx.x
         shared = cuda.blockIdx.y
@@ -93,14 +94,14 @@ def attention(kind: str, head_dim: int, group: int):
         count = min(tile_tokens, tokens - token) * group
         slots = values.shape[1]
         # The oldest position that the first token sees, and one past the newest of the last.
-        begin = 0
+        since = 0
         if window > 0:
-            begin = max(0, position + token - window + 1)
+            since = max(0, position + token - window + 1)
         end = position + min(token + tile_tokens, tokens)
-        begin = begin // span * span
+        since = since // span * span
         if step > 0:
-            begin = begin // step * step + split * step
-            end = min(end, begin + step)
+            since = since // step * step + split * step
+            end = min(end, since + step)
         for index in range(thread, count * head_dim, THREADS):
             query = index // head_dim
             from_q = (shared * group + query % group) * head_dim + index % head_dim
@@ -110,7 +111,7 @@ def attention(kind: str, head_dim: int, group: int):
             tops[query] = float32(LOWEST)
             totals[query] = float32(0)
         cuda.syncthreads()
-        for start in range(begin, end, span):
+        for start in range(since, end, span):
             # A span never wraps: rings hold whole tiles.
             first_slot = start % slots
             for index in range(thread, span * head_dim, THREADS):
@@ -216,6 +217,7 @@ def combine(state, partial, head, splits, window, step, output):
     """
     tops = cuda.shared.array(COMBINE_THREADS, float32)
     totals = cuda.shared.array(COMBINE_THREADS, float32)
+    begin()
     thread = cuda.threadIdx.x
     which = cuda.blockIdx.x
     token = cuda.blockIdx.y
@@ -223,10 +225,10 @@ def combine(state, partial, head, splits, window, step, output):
     size = partial.shape[3] - 2
     if step > 0:
         end = state[POSITION] + 1
-        begin = 0
+        since = 0
         if window > 0:
-            begin = max(0, end - window) // step * step
-        splits = min(splits, (end - begin + step - 1) // step)
+            since = max(0, end - window) // step * step
+        splits = min(splits, (end - since + step - 1) // step)
     for first in range(0, size, COMBINE_THREADS):
         i = min(first + thread, size - 1)
         top = float32(LOWEST)

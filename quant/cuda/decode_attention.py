@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from functools import cache
 
-from numba import cuda, float32, uint32
+from numba import cuda, float32, int32, uint32
 
-from .jit import SIMULATED, kernel, load4
-from .pointwise import POSITION, WARP
+from .jit import SIMULATED, WARP, device, kernel, read4
+from .pointwise import POSITION, begin
 
 THREADS = 32 if SIMULATED else 256
 SPLIT = 64 if SIMULATED else 128
@@ -35,6 +35,16 @@ def fits(head_dim: int) -> bool:
     (True, True, False)
     """
     return head_dim % DIMENSIONS == 0 and head_dim // 4 <= THREADS
+
+
+@device
+def wrapped(slot, slots):
+    """A slot of the ring, for one less than a split behind it; rings have a tile of 64 or more."""
+    if slot >= slots:
+        slot -= slots
+    if slot >= slots:
+        slot -= slots
+    return slot
 
 
 @cache
@@ -63,17 +73,22 @@ def decode_attention(kind: str, head_dim: int, group: int):
         tops = cuda.shared.array((most, pieces), float32)
         totals = cuda.shared.array((most, pieces), float32)
         sums = cuda.local.array((most, 4), float32)
+        begin()
         thread = cuda.threadIdx.x
         shared = cuda.blockIdx.y
-        position = state[POSITION]
-        end = position + 1
+        end = state[POSITION] + 1
         oldest = 0
         if window > 0:
             oldest = max(0, end - window)
-        begin = oldest // SPLIT * SPLIT + cuda.blockIdx.x * SPLIT
-        if begin >= end:
+        first = oldest // SPLIT * SPLIT + cuda.blockIdx.x * SPLIT
+        if first >= end:
             return
-        slots = values.shape[1]
+        # All positions are counted from the split's first, and whole numbers are short ones: a
+        # remainder of long ones takes as long as a score.
+        slots = int32(values.shape[1])
+        first_slot = int32(first % values.shape[1])
+        until = int32(min(end - first, SPLIT))
+        since = int32(max(oldest - first, 0))
         first_query = cuda.blockIdx.z * most
         count = min(most, group - first_query)
         first_head = shared * group + first_query
@@ -90,11 +105,11 @@ def decode_attention(kind: str, head_dim: int, group: int):
             for query in range(most):
                 for j in range(4):
                     sums[query, j] = float32(0)
-            if begin + 16 * tile < end:
-                block = (begin + 16 * tile) % slots // 16
+            if 16 * tile < until:
+                block = wrapped(first_slot + int32(16 * tile), slots) // 16
                 for step in range(steps):
                     i = first_dim + uint32(DIMENSIONS * step)
-                    four = load4(keys, (shared, block, i, 4 * quad))
+                    four = read4(keys, (shared, block, i, 4 * quad))
                     for query in range(most):
                         for j in range(4):
                             key = float32(four[j])
@@ -107,14 +122,14 @@ def decode_attention(kind: str, head_dim: int, group: int):
                     room[at + uint32(16 * tile + 4 * quad + j)] = sums[query, j]
         cuda.syncthreads()
         for index in range(thread, most * SPLIT, THREADS):
-            place = begin + index % SPLIT
+            place = int32(index % SPLIT)
             score = float32(LOWEST)
-            if oldest <= place < end:
+            if since <= place < until:
                 score = float32(0)
                 for each in range(DIMENSIONS):
                     score += room[uint32(each * most * SPLIT + index)]
                 if eight:
-                    score *= key_scales[shared, place % slots]
+                    score *= key_scales[shared, wrapped(first_slot + place, slots)]
             scores[index // SPLIT, index % SPLIT] = score
         cuda.syncthreads()
         for index in range(thread, most * pieces, THREADS):
@@ -143,9 +158,9 @@ def decode_attention(kind: str, head_dim: int, group: int):
             for each in range(rounds):
                 place = each * rows + row
                 inside = place < SPLIT
-                slot = min(begin + place, end - 1) % slots
+                slot = wrapped(first_slot + int32(min(place, until - 1)), slots)
                 place = min(place, SPLIT - 1)
-                four = load4(values, (shared, slot, 4 * (thread % quads)))
+                four = read4(values, (shared, slot, 4 * (thread % quads)))
                 scale = float32(1)
                 if eight:
                     scale = value_scales[shared, slot]

@@ -1,19 +1,25 @@
 """What a GPU has and Numba does not offer: dot products of bytes, wide loads, tensor cores.
 
 Each function stands for an instruction (PTX ISA: ``dp4a``, ``cvt.rni``, ``ld.v2`` and ``ld.v4``,
-``mma``). Under the simulator the twins in :mod:`quant.cuda.simulated` take their place.
+``mma``, ``griddepcontrol``, ``shfl``). Under the simulator the twins in
+:mod:`quant.cuda.simulated` take their place.
 """
 
 from __future__ import annotations
 
 from llvmlite import ir
+from numba import cuda
 from numba.core import types
 from numba.cuda import cgutils
 from numba.cuda.extending import intrinsic
 
+from ..devices import OVERLAPPING
+
 WORD = ir.IntType(32)
 GLOBAL = 1
 """The address space of the device's memory (NVVM IR)."""
+
+WHOLE_WARP = 0xFFFFFFFF
 
 
 @intrinsic
@@ -52,15 +58,16 @@ def to_whole(_typing, x):
     return signature, generate
 
 
-def _wide_load(count):
+def _wide_load(count, constant):
     """A function that loads ``count`` neighbours of an array in the device's memory at once."""
 
     def load(_typing, array, index):
         """Elements ``array[index]`` and those after it, as a tuple.
 
         ``index`` is a tuple with an entry for each dimension of the C-contiguous array. The first
-        element must be aligned to the size of them all, and nothing may write them while the
-        kernel runs.
+        element must be aligned to the size of them all. What ``load`` reads nothing may ever write
+        while graphs run, so it may be read before the launch before has ended; ``read`` is for
+        what other launches write.
         """
         signature = types.UniTuple(array.dtype, count)(array, index)
 
@@ -78,18 +85,52 @@ def _wide_load(count):
             wide = builder.addrspacecast(pointer, vector.as_pointer(GLOBAL))
             size = context.get_abi_sizeof(element)
             loaded = builder.load(wide, align=count * size)
-            loaded.set_metadata("invariant.load", builder.module.add_metadata([]))
+            if constant:
+                loaded.set_metadata("invariant.load", builder.module.add_metadata([]))
             values = [builder.extract_element(loaded, WORD(i)) for i in range(count)]
             return context.make_tuple(builder, signature.return_type, values)
 
         return signature, generate
 
-    load.__name__ = f"load{count}"
+    load.__name__ = f"{'load' if constant else 'read'}{count}"
     return intrinsic(load)
 
 
-load2 = _wide_load(2)
-load4 = _wide_load(4)
+load2 = _wide_load(2, constant=True)
+load4 = _wide_load(4, constant=True)
+read4 = _wide_load(4, constant=False)
+
+
+def _order(name, instruction):
+    """A function that carries out an instruction about the order of launches, where there is one.
+
+    PTX ISA, ``griddepcontrol``: the next launch of a graph may begin while this one still runs, and
+    waits where it first needs what this one writes.
+    """
+
+    def order(_typing):
+        signature = types.void()
+
+        def generate(context, builder, _signature, _arguments):
+            if tuple(cuda.get_current_device().compute_capability) >= OVERLAPPING:
+                kind = ir.FunctionType(ir.VoidType(), [])
+                builder.call(ir.InlineAsm(kind, instruction, "~{memory}", side_effect=True), [])
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    order.__name__ = name
+    return intrinsic(order)
+
+
+let_next_begin = _order("let_next_begin", "griddepcontrol.launch_dependents;")
+wait_for_previous = _order("wait_for_previous", "griddepcontrol.wait;")
+
+
+@cuda.jit(device=True)
+def exchange(value, distance):
+    """What the thread of the warp has whose number differs in the bit ``distance``; all call it."""
+    return cuda.shfl_xor_sync(WHOLE_WARP, value, distance)
 
 
 @intrinsic

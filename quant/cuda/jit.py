@@ -16,20 +16,42 @@ from ..jit import KernelCache, Locator
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 
-THREADS = 32 if SIMULATED else 256
+WARP = 32
+
+THREADS = WARP if SIMULATED else 256
 """Threads of a block, where a kernel takes any number: the simulator has to start each."""
 
 TENSOR_CORES = (8, 0)
 """The compute capability from which on tensor cores multiply bytes in the shape that is used."""
 
 if SIMULATED:
-    from .simulated import dp4a, load2, load4, mma, to_whole
+    from .simulated import (
+        dp4a,
+        exchange,
+        let_next_begin,
+        load2,
+        load4,
+        mma,
+        read4,
+        to_whole,
+        wait_for_previous,
+    )
 else:
     import numba_cuda
     from numba.cuda.core import config as cuda_config
     from numba.cuda.dispatcher import CUDACache, CUDACacheImpl
 
-    from .intrinsics import dp4a, load2, load4, mma, to_whole
+    from .intrinsics import (
+        dp4a,
+        exchange,
+        let_next_begin,
+        load2,
+        load4,
+        mma,
+        read4,
+        to_whole,
+        wait_for_previous,
+    )
 
     class _CacheFiles(CUDACacheImpl):
         _locator_classes: ClassVar = [Locator]
@@ -49,14 +71,19 @@ else:
 __all__ = [
     "SIMULATED",
     "THREADS",
+    "WARP",
     "device",
     "dp4a",
+    "exchange",
     "has_tensor_cores",
     "kernel",
+    "let_next_begin",
     "load2",
     "load4",
     "mma",
+    "read4",
     "to_whole",
+    "wait_for_previous",
 ]
 
 

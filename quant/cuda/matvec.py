@@ -12,54 +12,81 @@ from functools import cache
 
 from numba import cuda, float32, int32, uint32
 
-from .jit import SIMULATED, dp4a, kernel, load4
+from .jit import (
+    SIMULATED,
+    WARP,
+    dp4a,
+    exchange,
+    kernel,
+    let_next_begin,
+    load4,
+    read4,
+    wait_for_previous,
+)
 
 NIBBLES = 0x0F0F0F0F
 
-QUARTETS = 8 if SIMULATED else 64
-"""Fours of threads in a block: each thread has four rows of a line, so 16 bytes."""
-
-THREADS = 4 * QUARTETS
-
-UNIT = 8
-"""Lines that a thread asks for before it works on the first, all of one group; at most."""
+UNIT = 4
+"""Lines that a thread asks for at once, all of one group."""
 
 JOINED = 3
 """Matrices that one launch multiplies: as many as read one vector."""
 
 
+def unit_for(bits: int, group_size: int) -> int:
+    """Lines that a thread takes at once.
+
+    >>> unit_for(4, 64), unit_for(8, 32)
+    (4, 4)
+    """
+    return min(UNIT, group_size * bits // 32)
+
+
+def threads_for(lines: int, unit: int) -> int:
+    """Threads of a block for rows of so many lines: enough to read them in few rounds.
+
+    >>> threads_for(512, 4), threads_for(72, 4)
+    (512, 256)
+    """
+    if SIMULATED:
+        return WARP
+    return 512 if lines // unit >= 128 else 256
+
+
 @cache
-def matvec(bits: int, group_size: int, symmetric: bool):
+def matvec(bits: int, group_size: int, symmetric: bool, threads: int):
     """``output[0] = matrix @ x`` for up to three matrices; a block of threads for each row block.
 
-    The row blocks of the second matrix follow those of the first. A thread takes neighbouring
-    lines of one group, so integers are summed over all of them and scaled once, and eight loads of
-    16 bytes are on their way before the first is used; a warp reads 4 KB in one run. What a group
-    has but once (its sum, for the zero point or the minimum) counts with its first lines.
+    The row blocks of the second matrix follow those of the first. Four threads share a line, four
+    rows each, so 16 bytes a thread. A thread takes neighbouring lines of one group, so integers are
+    summed over all of them and scaled once, and the next lines are on their way while these are
+    multiplied; the first are asked for before the launch before has ended. What a group has but
+    once (its sum, for the zero point or the minimum) counts with its first lines.
     """
     columns = 32 // bits
     four = bits == 4
-    lines_of_group = group_size // columns
-    unit = min(UNIT, lines_of_group)
-    units_of_group = lines_of_group // unit
+    unit = unit_for(bits, group_size)
+    units_of_group = group_size // columns // unit
     lines_of_load = 2 if four else 4  # four words of activations
     words = 4 // lines_of_load  # of a line
     zero = 0 if not symmetric else 1 << (bits - 1)
-    segments = THREADS // 16
+    quartets = threads // 4
+    warps = threads // WARP
 
-    @kernel
+    @kernel(launch_bounds=threads)
     def matvec(
         codes, scales, minimums, rows, output,
         codes_2, scales_2, minimums_2, rows_2, output_2,
         codes_3, scales_3, minimums_3, rows_3, output_3,
         high, low, factors, sums,
     ):  # fmt: skip
-        parts = cuda.shared.array((QUARTETS, 16), float32)
-        sixteenths = cuda.shared.array((segments, 16), float32)
+        parts = cuda.shared.array((warps, 16), float32)
         weights = cuda.local.array((unit, 4), uint32)
+        coming = cuda.local.array((unit, 4), uint32)
         upper = cuda.local.array(4, int32)
         lower = cuda.local.array(4, int32)
         totals = cuda.local.array(4, float32)
+        let_next_begin()
         block = cuda.blockIdx.x
         thread = cuda.threadIdx.x
         if block >= codes.shape[0]:
@@ -69,30 +96,41 @@ def matvec(bits: int, group_size: int, symmetric: bool):
                 block -= codes.shape[0]
                 codes, scales, minimums = codes_3, scales_3, minimums_3
                 rows, output = rows_3, output_3
+        units = codes.shape[1] // unit
         first_row = 4 * (thread % 4)
         for r in range(4):
             totals[r] = float32(0)
-        for part in range(thread // 4, codes.shape[1] // unit, QUARTETS):
+        first = min(thread // 4, units - 1)
+        for each in range(unit):
+            loaded = load4(codes, (block, first * unit + each, first_row))
+            for r in range(4):
+                coming[each, r] = loaded[r]
+        wait_for_previous()
+        for at in range(thread // 4, units, quartets):
             for each in range(unit):
-                loaded = load4(codes, (block, part * unit + each, first_row))
                 for r in range(4):
-                    weights[each, r] = loaded[r]
-            group = part // units_of_group
+                    weights[each, r] = coming[each, r]
+            if at + quartets < units:
+                for each in range(unit):
+                    loaded = load4(codes, (block, (at + quartets) * unit + each, first_row))
+                    for r in range(4):
+                        coming[each, r] = loaded[r]
+            group = at // units_of_group
             scale = load4(scales, (block, group, first_row))
             minimum = scale
             if not symmetric:
                 minimum = load4(minimums, (block, group, first_row))
             factor = factors[0, group]
             whole = int32(0)
-            if part % units_of_group == 0:
+            if at % units_of_group == 0:
                 whole = sums[0, group]
             for r in range(4):
                 upper[r] = int32(0)
                 lower[r] = int32(0)
             for step in range(unit // lines_of_load):
-                word = (part * unit + step * lines_of_load) * words
-                highs = load4(high, (0, word))
-                lows = load4(low, (0, word))
+                word = (at * unit + step * lines_of_load) * words
+                highs = read4(high, (0, word))
+                lows = read4(low, (0, word))
                 for r in range(4):
                     if four:
                         a = weights[2 * step, r]
@@ -120,18 +158,17 @@ def matvec(bits: int, group_size: int, symmetric: bool):
                     value += float32(minimum[r]) * float32(whole)
                 totals[r] += factor * value
         for r in range(4):
-            parts[thread // 4, first_row + r] = totals[r]
-        cuda.syncthreads()
-        total = float32(0)
-        for each in range(4):
-            total += parts[thread // 16 * 4 + each, thread % 16]
-        sixteenths[thread // 16, thread % 16] = total
+            total = totals[r]
+            for distance in (4, 8, 16):
+                total += exchange(total, distance)
+            if thread % WARP < 4:
+                parts[thread // WARP, first_row + r] = total
         cuda.syncthreads()
         row = 16 * block + thread
         if thread < 16 and row < rows:
             total = float32(0)
-            for each in range(segments):
-                total += sixteenths[each, thread]
+            for each in range(warps):
+                total += parts[each, thread]
             output[0, row] = total
 
     return matvec

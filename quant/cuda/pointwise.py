@@ -13,15 +13,51 @@ from numba import cuda, float32, float64, int32
 
 from ..cache import TILE
 from ..kernels.pointwise import EXACT_LIMIT, HIGH_LIMIT
-from .jit import SIMULATED, THREADS, device, kernel, to_whole
+from .jit import (
+    SIMULATED,
+    THREADS,
+    WARP,
+    device,
+    exchange,
+    kernel,
+    let_next_begin,
+    read4,
+    to_whole,
+    wait_for_previous,
+)
 
 POSITION, TOKENS, HEAD_FIRST = 0, 1, 2
 """Places in ``state``."""
 
-WARP = 32
-
-NORM_THREADS = WARP if SIMULATED else 512
+NORM_THREADS = WARP if SIMULATED else 1024
 """Threads of a norm, which one block has to do alone, whole warps."""
+
+
+@device
+def begin():
+    """What every kernel of a graph does first: let the next one begin, and wait for the last."""
+    let_next_begin()
+    wait_for_previous()
+
+
+@device
+def warp_sum(value, width):
+    """The sum of ``value`` over ``width`` neighbours of a warp, a power of two; each gets it."""
+    distance = 1
+    while distance < width:
+        value += exchange(value, distance)
+        distance *= 2
+    return value
+
+
+@device
+def warp_max(value, width):
+    """As :func:`warp_sum`, the largest."""
+    distance = 1
+    while distance < width:
+        value = max(value, exchange(value, distance))
+        distance *= 2
+    return value
 
 
 @device
@@ -38,6 +74,7 @@ def embed_row(bits: int, group_size: int, symmetric: bool):
 
     @kernel
     def embed_row(codes, scales, minimums, columns, ids, x):
+        begin()
         token = cuda.blockIdx.x
         row = ids[token]
         block = row // 16
@@ -62,40 +99,39 @@ def embed_row(bits: int, group_size: int, symmetric: bool):
 @kernel
 def float_embed_row(table, ids, x):
     """``x[t] = table[ids[t]]`` for a float32 table; a block for each token."""
+    begin()
     token = cuda.blockIdx.x
     for k in range(cuda.threadIdx.x, table.shape[1], cuda.blockDim.x):
         x[token, k] = table[ids[token], k]
 
 
 @device
-def sum_of_block(value, parts):
-    """The sum of every thread's ``value``; ``parts`` float32 [NORM_THREADS] is shared memory."""
+def norm_scale(x, row, delta, has_delta, token, columns, epsilon, parts):
+    """``1 / rms(x[row])``, after ``x[row] += delta[token]``.
+
+    ``parts`` float32 [WARP] is shared memory. Word w of the row, four columns, is thread w's.
+    """
     thread = cuda.threadIdx.x
-    parts[thread] = value
-    cuda.syncthreads()
-    if thread < WARP:
-        total = float32(0)
-        for each in range(NORM_THREADS // WARP):
-            total += parts[thread + WARP * each]
-        parts[thread] = total
+    squares = float32(0)
+    for word in range(thread, columns // 4, NORM_THREADS):
+        four = read4(x, (row, 4 * word))
+        if has_delta:
+            more = read4(delta, (token, 4 * word))
+            for each in range(4):
+                value = four[each] + more[each]
+                x[row, 4 * word + each] = value
+                squares += value * value
+        else:
+            for each in range(4):
+                squares += four[each] * four[each]
+    squares = warp_sum(squares, WARP)
+    if thread % WARP == 0:
+        parts[thread // WARP] = squares
     cuda.syncthreads()
     total = float32(0)
-    for each in range(WARP):
-        total += parts[each]
-    return total
-
-
-@device
-def norm_scale(x, row, delta, has_delta, token, columns, epsilon, parts):
-    """``1 / rms(x[row])``, after ``x[row] += delta[token]``."""
-    squares = float32(0)
-    for k in range(cuda.threadIdx.x, columns, NORM_THREADS):
-        value = x[row, k]
-        if has_delta:
-            value += delta[token, k]
-            x[row, k] = value
-        squares += value * value
-    total = sum_of_block(squares, parts)
+    if thread % WARP < NORM_THREADS // WARP:
+        total = parts[thread % WARP]
+    total = warp_sum(total, WARP)
     return float32(1) / float32(math.sqrt(total / float32(columns) + epsilon))
 
 
@@ -103,15 +139,18 @@ def norm_scale(x, row, delta, has_delta, token, columns, epsilon, parts):
 def norm_row(x, delta, has_delta, weight, epsilon, first, output):
     """RMSNorm of row ``first[0] + t`` into row t, after ``x += delta``; a block for each token.
 
-    ``threads = NORM_THREADS``; ``first`` is a view of ``state``, or of a zero.
+    ``threads = NORM_THREADS``; ``first`` is a view of ``state``, or of a zero. Rows are whole
+    words of four columns.
     """
-    parts = cuda.shared.array(NORM_THREADS, float32)
+    parts = cuda.shared.array(WARP, float32)
+    begin()
     token = cuda.blockIdx.x
     row = first[0] + token
     columns = weight.shape[0]
     scale = norm_scale(x, row, delta, has_delta, token, columns, epsilon, parts)
-    for k in range(cuda.threadIdx.x, columns, NORM_THREADS):
-        output[token, k] = x[row, k] * scale * weight[k]
+    for word in range(cuda.threadIdx.x, columns // 4, NORM_THREADS):
+        for k in range(4 * word, 4 * word + 4):
+            output[token, k] = x[row, k] * scale * weight[k]
 
 
 @cache
@@ -122,22 +161,17 @@ def _to_bytes(group_size: int, planes: int):
     two = planes == 2
 
     @device
-    def to_bytes(values, there, token, word, largest, parts, high, low, factors, sums):
+    def to_bytes(values, there, token, word, high, low, factors, sums):
         """Four ``values`` of each thread into word ``word`` of the row; all threads call it.
 
-        A word's neighbours in its group are with the thread's neighbours. ``largest`` float32 and
-        ``parts`` int32, shared memory, have a place for each thread; without ``there`` the values
-        are 0. The numbers are those of :func:`quant.kernels.pointwise.quantize_row`.
+        A word's neighbours in its group are with the thread's neighbours, of one warp. Without
+        ``there`` the values are 0. The numbers are those of
+        :func:`quant.kernels.pointwise.quantize_row`.
         """
-        thread = cuda.threadIdx.x
-        begin = thread // words * words
         top = float32(0)
         for each in range(4):
             top = max(top, abs(values[each]))
-        largest[thread] = top
-        cuda.syncthreads()
-        for each in range(words):
-            top = max(top, largest[begin + each])
+        top = warp_max(top, words)
         scale = float32(top / float32(limit))
         inverse = float32(0)
         if scale > float32(1e-30):
@@ -153,16 +187,12 @@ def _to_bytes(group_size: int, planes: int):
                 upper = (whole + 64) >> 7
                 lower_word |= ((whole - (upper << 7)) & 255) << (8 * each)
             upper_word |= (upper & 255) << (8 * each)
-        parts[thread] = total
-        cuda.syncthreads()
+        total = warp_sum(int32(total), words)
         if there:
             high[token, word] = upper_word
             if two:
                 low[token, word] = lower_word
-            if thread == begin:
-                total = int32(0)
-                for each in range(words):
-                    total += parts[begin + each]
+            if word % words == 0:
                 factors[token, word // words] = scale
                 sums[token, word // words] = total
 
@@ -176,14 +206,13 @@ def norm_bytes(group_size: int, planes: int):
 
     @kernel(launch_bounds=NORM_THREADS)
     def norm_bytes(x, delta, has_delta, weight, epsilon, first, high, low, factors, sums):
-        parts = cuda.shared.array(NORM_THREADS, float32)
-        wholes = cuda.shared.array(NORM_THREADS, int32)
+        parts = cuda.shared.array(WARP, float32)
+        begin()
         token = cuda.blockIdx.x
         row = first[0] + token
         columns = weight.shape[0]
         scale = norm_scale(x, row, delta, has_delta, token, columns, epsilon, parts)
         for start in range(0, columns // 4, NORM_THREADS):
-            cuda.syncthreads()
             word = start + cuda.threadIdx.x
             there = word < columns // 4
             k = 4 * word if there else 0
@@ -194,7 +223,7 @@ def norm_bytes(group_size: int, planes: int):
                 x[row, k + 2] * times * weight[k + 2],
                 x[row, k + 3] * times * weight[k + 3],
             )
-            to_bytes(values, there, token, word, parts, wholes, high, low, factors, sums)
+            to_bytes(values, there, token, word, high, low, factors, sums)
 
     return norm_bytes
 
@@ -210,8 +239,7 @@ def row_bytes(group_size: int, planes: int, gated: bool):
 
     @kernel
     def row_bytes(x, up, columns, high, low, factors, sums):
-        largest = cuda.shared.array(THREADS, float32)
-        parts = cuda.shared.array(THREADS, int32)
+        begin()
         word = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
         token = cuda.blockIdx.y
         there = 4 * word < columns
@@ -226,7 +254,7 @@ def row_bytes(group_size: int, planes: int, gated: bool):
                     silu(values[2]) * up[token, k + 2],
                     silu(values[3]) * up[token, k + 3],
                 )
-        to_bytes(values, there, token, word, largest, parts, high, low, factors, sums)
+        to_bytes(values, there, token, word, high, low, factors, sums)
 
     return row_bytes
 
@@ -234,6 +262,7 @@ def row_bytes(group_size: int, planes: int, gated: bool):
 @kernel
 def silu_mul_row(gate, up, columns, output):
     """``output = silu(gate) * up`` in float32; a block for each token."""
+    begin()
     token = cuda.blockIdx.x
     for k in range(cuda.threadIdx.x, columns, cuda.blockDim.x):
         output[token, k] = silu(gate[token, k]) * up[token, k]
@@ -242,6 +271,7 @@ def silu_mul_row(gate, up, columns, output):
 @kernel
 def rope_angles(state, frequencies, cosines, sines):
     """Cosine and sine of position times frequency, in float64; a block for each token."""
+    begin()
     token = cuda.blockIdx.x
     for i in range(cuda.threadIdx.x, frequencies.shape[0], cuda.blockDim.x):
         angle = float64(state[POSITION] + token) * frequencies[i]
@@ -266,6 +296,7 @@ def rope(kind: str, head_dim: int):
     ):  # fmt: skip
         key = cuda.shared.array(head_dim, float32)
         value = cuda.shared.array(head_dim, float32)
+        begin()
         token = cuda.blockIdx.y
         if cuda.blockIdx.x < heads:
             at = cuda.blockIdx.x * head_dim
@@ -329,6 +360,7 @@ def commit(kind: str):
         state, from_keys, from_values, from_key_scales, from_value_scales,
         keys, values, key_scales, value_scales,
     ):  # fmt: skip
+        begin()
         head = cuda.blockIdx.x
         token = cuda.blockIdx.y
         slots = values.shape[1]

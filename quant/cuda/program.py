@@ -416,14 +416,16 @@ class CudaProgram:
             # Row blocks end before those that only fill up the arguments.
             joined += joined[:1] * (vectors.JOINED - len(joined))
             row_blocks = sum(twin.codes.shape[0] for twin, _ in twins)
-            one = vectors.matvec(*kind)
+            unit = vectors.unit_for(*kind[:2])
+            threads = vectors.threads_for(twins[0][0].codes.shape[1], unit)
+            one = vectors.matvec(*kind, threads)
             operands = [each for five in joined for each in five]
             tiles = [self._tiles(kind, twin, data, out) for twin, out in twins]
 
             def launch(run: Chunk) -> None:
                 _, count = run.rows(head)
                 if run.tokens == 1 and count:
-                    one[row_blocks, vectors.THREADS, self._stream](*operands, *data)
+                    one[row_blocks, threads, self._stream](*operands, *data)
                 elif count:
                     for each in tiles:
                         each(count)

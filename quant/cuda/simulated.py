@@ -43,6 +43,31 @@ def load4(array: Any, index: tuple[int, ...]) -> tuple[Any, ...]:
     return _load(array, index, 4)
 
 
+read4 = load4
+
+
+def let_next_begin() -> None:
+    """The simulator's launches run one after the other."""
+
+
+wait_for_previous = let_next_begin
+
+
+def exchange(value: Any, distance: int) -> Any:
+    """What the thread of the warp has whose number differs in the bit ``distance``.
+
+    Every warp of the block has to call it equally often: they wait for each other.
+    """
+    thread: Any = threading.current_thread()
+    number = thread.thread_id
+    values = thread._manager.__dict__.setdefault("values", {})
+    values[number] = value
+    thread.syncthreads()
+    other = values[number ^ distance]
+    thread.syncthreads()
+    return other
+
+
 def _load(array: Any, index: tuple[int, ...], count: int) -> tuple[Any, ...]:
     *before, last = index
     if last % count:

@@ -17,6 +17,7 @@ from numba import cuda, float32, int32, uint32
 
 from .jit import SIMULATED, device, kernel, load2, mma
 from .matvec import NIBBLES
+from .pointwise import begin
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def tile_for(group_size: int) -> Tile:
     """The tile for groups of a size: what is on its way has to find registers, too."""
     if SIMULATED:
         return Tile(row_warps=1, token_warps=1, octets=1)
-    return Tile(octets=2 if group_size == 128 else 4)
+    return Tile(row_warps=4, octets=2 if group_size == 128 else 4)
 
 
 @cache
@@ -85,6 +86,7 @@ def matmul(bits: int, group_size: int, symmetric: bool, planes: int, tile: Tile)
         coming = cuda.local.array((blocks, steps, lines, 2), uint32)
         held = cuda.local.array((kinds, pieces), int32)
         totals = cuda.local.array((blocks, octets, 4), float32)
+        begin()
         thread = cuda.threadIdx.x
         warp = thread // 32
         g = thread % 32 // 4

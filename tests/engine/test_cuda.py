@@ -160,6 +160,21 @@ def test_a_tensor_core() -> None:
     np.testing.assert_array_equal(output.copy_to_host(), shown)
 
 
+def test_neighbours_exchange() -> None:
+    @kernel
+    def run(values: Any, sums: Any, largest: Any) -> None:
+        i = cuda.threadIdx.x
+        sums[i] = pointwise.warp_sum(values[i], 32)
+        largest[i] = pointwise.warp_max(values[i], 8)
+
+    values = RANDOM.integers(-1000, 1000, 32).astype(np.int32)
+    sums, largest = (cuda.to_device(np.zeros(32, np.int32)) for _ in range(2))
+    run[1, 32](cuda.to_device(values), sums, largest)
+    np.testing.assert_array_equal(sums.copy_to_host(), np.full(32, values.sum()))
+    tops = values.reshape(4, 8).max(1).repeat(8)
+    np.testing.assert_array_equal(largest.copy_to_host(), tops)
+
+
 def in_bytes(x: Any, group_size: int, planes: int = 2) -> tuple[Any, Any]:
     """Rows on the device in bytes, and what they stand for."""
     tokens, columns = x.shape
@@ -250,7 +265,9 @@ def test_products_for_one_token(spec: QuantSpec, heights: tuple[int, ...]) -> No
         which = i if i < len(heights) else 0
         joined += [*twins[which].packed, heights[which], outputs[which]]
     blocks = sum(-(-height // 16) for height in heights)
-    vectors.matvec(*kind_of(spec))[blocks, vectors.THREADS](*joined, *rows.arrays)
+    unit = vectors.unit_for(spec.bits, spec.group_size)
+    threads = vectors.threads_for(twins[0].codes.shape[1], unit) * (1 + len(heights) % 2)
+    vectors.matvec(*kind_of(spec), threads)[blocks, threads](*joined, *rows.arrays)
     for matrix, height, output in zip(matrices, heights, outputs, strict=True):
         made = output.copy_to_host()
         np.testing.assert_allclose(made[:, :height], shown @ matrix.dequantize().T, atol=1e-4)

@@ -14,8 +14,8 @@ errors config qtensor jit simd tiles kernels.threads kernels.matmul kernels.poin
 kernels.attention kernels.program kernels.probes kernels.quantize
 quantizers.grids quantizers.rounding quantizers.gptq quantizers.recipe quantizers.rotation
 quantizers weights cache cache_file sampling scratch reference cpu devices
-cuda cuda.simulated cuda.intrinsics cuda.jit cuda.matvec cuda.tensor_cores cuda.matmul
-cuda.pointwise cuda.decode_attention cuda.attention cuda.sampling cuda.transfers cuda.graphs
+cuda cuda.simulated cuda.intrinsics cuda.jit cuda.pointwise cuda.matvec cuda.tensor_cores
+cuda.matmul cuda.decode_attention cuda.attention cuda.sampling cuda.transfers cuda.graphs
 cuda.memory cuda.program
 split backend calibration model divergence
 generation scoring

@@ -37,6 +37,15 @@ def fits(head_dim: int) -> bool:
     return head_dim % DIMENSIONS == 0 and head_dim // 4 <= THREADS
 
 
+def batch_for(count: int) -> int:
+    """Loads that are asked for together: the largest divisor of ``count`` up to eight.
+
+    >>> batch_for(16), batch_for(10), batch_for(11)
+    (8, 5, 1)
+    """
+    return max(each for each in range(1, 9) if count % each == 0)
+
+
 @device
 def wrapped(slot, slots):
     """A slot of the ring, for one less than a split behind it; rings have a tile of 64 or more."""
@@ -61,6 +70,7 @@ def decode_attention(kind: str, head_dim: int, group: int):
     quads = head_dim // 4
     rows = THREADS // quads  # positions whose values are read at once
     rounds = -(-SPLIT // rows)
+    batch, batch_of_values = batch_for(steps), batch_for(rounds)
     room_size = max(DIMENSIONS * SPLIT, rows * head_dim) * most
     pieces = 8  # of a split, for its maximum and its sum
     piece = SPLIT // pieces
@@ -73,6 +83,8 @@ def decode_attention(kind: str, head_dim: int, group: int):
         tops = cuda.shared.array((most, pieces), float32)
         totals = cuda.shared.array((most, pieces), float32)
         sums = cuda.local.array((most, 4), float32)
+        held = cuda.local.array((batch, 4), float32)
+        kept = cuda.local.array((batch_of_values, 4), float32)
         begin()
         thread = cuda.threadIdx.x
         shared = cuda.blockIdx.y
@@ -107,15 +119,21 @@ def decode_attention(kind: str, head_dim: int, group: int):
                     sums[query, j] = float32(0)
             if 16 * tile < until:
                 block = wrapped(first_slot + int32(16 * tile), slots) // 16
-                for step in range(steps):
-                    i = first_dim + uint32(DIMENSIONS * step)
-                    four = read4(keys, (shared, block, i, 4 * quad))
-                    for query in range(most):
+                for start in range(0, steps, batch):
+                    # All of a batch are on their way before the first is used.
+                    for each in range(batch):
+                        i = first_dim + uint32(DIMENSIONS * (start + each))
+                        four = read4(keys, (shared, block, i, 4 * quad))
                         for j in range(4):
-                            key = float32(four[j])
-                            if eight:
-                                key -= float32(128)
-                            sums[query, j] += queries[uint32(query), i] * key
+                            held[each, j] = four[j]
+                    for each in range(batch):
+                        i = first_dim + uint32(DIMENSIONS * (start + each))
+                        for query in range(most):
+                            for j in range(4):
+                                key = float32(held[each, j])
+                                if eight:
+                                    key -= float32(128)
+                                sums[query, j] += queries[uint32(query), i] * key
             for query in range(most):
                 for j in range(4):
                     at = (first_dim * uint32(most) + uint32(query)) * uint32(SPLIT)
@@ -155,22 +173,27 @@ def decode_attention(kind: str, head_dim: int, group: int):
             for query in range(most):
                 for j in range(4):
                     sums[query, j] = float32(0)
-            for each in range(rounds):
-                place = each * rows + row
-                inside = place < SPLIT
-                slot = wrapped(first_slot + int32(min(place, until - 1)), slots)
-                place = min(place, SPLIT - 1)
-                four = read4(values, (shared, slot, 4 * (thread % quads)))
-                scale = float32(1)
-                if eight:
-                    scale = value_scales[shared, slot]
-                for query in range(most):
-                    weight = scores[uint32(query), uint32(place)] if inside else float32(0)
+            for start in range(0, rounds, batch_of_values):
+                for each in range(batch_of_values):
+                    place = int32((start + each) * rows + row)
+                    slot = wrapped(first_slot + min(place, until - 1), slots)
+                    four = read4(values, (shared, slot, 4 * (thread % quads)))
+                    scale = float32(1)
+                    if eight:
+                        scale = value_scales[shared, slot]
                     for j in range(4):
                         value = float32(four[j])
                         if eight:
                             value = (value - float32(128)) * scale
-                        sums[query, j] += weight * value
+                        kept[each, j] = value
+                for each in range(batch_of_values):
+                    place = (start + each) * rows + row
+                    for query in range(most):
+                        weight = float32(0)
+                        if place < SPLIT:
+                            weight = scores[uint32(query), uint32(place)]
+                        for j in range(4):
+                            sums[query, j] += weight * kept[each, j]
             for query in range(most):
                 for j in range(4):
                     room[(row * most + query) * head_dim + 4 * (thread % quads) + j] = sums[

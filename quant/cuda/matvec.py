@@ -29,6 +29,8 @@ NIBBLES = 0x0F0F0F0F
 UNIT = 4
 """Lines that a thread asks for at once, all of one group."""
 
+THREADS = WARP if SIMULATED else 256
+
 JOINED = 3
 """Matrices that one launch multiplies: as many as read one vector."""
 
@@ -42,19 +44,8 @@ def unit_for(bits: int, group_size: int) -> int:
     return min(UNIT, group_size * bits // 32)
 
 
-def threads_for(lines: int, unit: int) -> int:
-    """Threads of a block for rows of so many lines: enough to read them in few rounds.
-
-    >>> threads_for(512, 4), threads_for(72, 4)
-    (512, 256)
-    """
-    if SIMULATED:
-        return WARP
-    return 512 if lines // unit >= 128 else 256
-
-
 @cache
-def matvec(bits: int, group_size: int, symmetric: bool, threads: int):
+def matvec(bits: int, group_size: int, symmetric: bool, threads: int = THREADS):
     """``output[0] = matrix @ x`` for up to three matrices; a block of threads for each row block.
 
     The row blocks of the second matrix follow those of the first. Four threads share a line, four
@@ -62,6 +53,9 @@ def matvec(bits: int, group_size: int, symmetric: bool, threads: int):
     summed over all of them and scaled once, and the next lines are on their way while these are
     multiplied; the first are asked for before the launch before has ended. What a group has but
     once (its sum, for the zero point or the minimum) counts with its first lines.
+
+    ``codes``, ``scales`` and ``minimums`` come flat, so that what lies between neighbouring lines
+    is a constant of the kernel; ``lines`` is the number of them in a row block.
     """
     columns = 32 // bits
     four = bits == 4
@@ -78,7 +72,7 @@ def matvec(bits: int, group_size: int, symmetric: bool, threads: int):
         codes, scales, minimums, rows, output,
         codes_2, scales_2, minimums_2, rows_2, output_2,
         codes_3, scales_3, minimums_3, rows_3, output_3,
-        high, low, factors, sums,
+        lines, high, low, factors, sums,
     ):  # fmt: skip
         parts = cuda.shared.array((warps, 16), float32)
         weights = cuda.local.array((unit, 4), uint32)
@@ -89,20 +83,22 @@ def matvec(bits: int, group_size: int, symmetric: bool, threads: int):
         let_next_begin()
         block = cuda.blockIdx.x
         thread = cuda.threadIdx.x
-        if block >= codes.shape[0]:
-            block -= codes.shape[0]
+        blocks = (rows + 15) // 16
+        if block >= blocks:
+            block -= blocks
             codes, scales, minimums, rows, output = codes_2, scales_2, minimums_2, rows_2, output_2
-            if block >= codes.shape[0]:
-                block -= codes.shape[0]
+            blocks = (rows + 15) // 16
+            if block >= blocks:
+                block -= blocks
                 codes, scales, minimums = codes_3, scales_3, minimums_3
                 rows, output = rows_3, output_3
-        units = codes.shape[1] // unit
+        units = lines // unit
         first_row = 4 * (thread % 4)
         for r in range(4):
             totals[r] = float32(0)
-        first = min(thread // 4, units - 1)
+        first = (block * lines + min(thread // 4, units - 1) * unit) * 16 + first_row
         for each in range(unit):
-            loaded = load4(codes, (block, first * unit + each, first_row))
+            loaded = load4(codes, (first + 16 * each,))
             for r in range(4):
                 coming[each, r] = loaded[r]
         wait_for_previous()
@@ -111,15 +107,17 @@ def matvec(bits: int, group_size: int, symmetric: bool, threads: int):
                 for r in range(4):
                     weights[each, r] = coming[each, r]
             if at + quartets < units:
+                first += quartets * unit * 16
                 for each in range(unit):
-                    loaded = load4(codes, (block, (at + quartets) * unit + each, first_row))
+                    loaded = load4(codes, (first + 16 * each,))
                     for r in range(4):
                         coming[each, r] = loaded[r]
             group = at // units_of_group
-            scale = load4(scales, (block, group, first_row))
+            place = (block * (units // units_of_group) + group) * 16 + first_row
+            scale = load4(scales, (place,))
             minimum = scale
             if not symmetric:
-                minimum = load4(minimums, (block, group, first_row))
+                minimum = load4(minimums, (place,))
             factor = factors[0, group]
             whole = int32(0)
             if at % units_of_group == 0:

@@ -39,6 +39,11 @@ class DeviceMatrix:
         """Codes, scales and minimums, in the order in which kernels take them."""
         return self.codes, self.scales, self.minimums
 
+    @property
+    def flat(self) -> tuple[Any, Any, Any]:
+        """The same in one dimension."""
+        return self.codes.ravel(), self.scales.ravel(), self.minimums.ravel()
+
 
 @dataclass(frozen=True)
 class DeviceRows:

@@ -21,6 +21,7 @@ from .jit import (
     exchange,
     kernel,
     let_next_begin,
+    load4,
     read4,
     to_whole,
     wait_for_previous,
@@ -106,24 +107,28 @@ def float_embed_row(table, ids, x):
 
 
 @device
-def norm_scale(x, row, delta, has_delta, token, columns, epsilon, parts):
+def norm_scale(x, row, delta, has_delta, token, columns, epsilon, parts, kept):
     """``1 / rms(x[row])``, after ``x[row] += delta[token]``.
 
-    ``parts`` float32 [WARP] is shared memory. Word w of the row, four columns, is thread w's.
+    ``parts`` float32 [WARP] is shared memory. Word w of the row, four columns, is thread w's, whose
+    first one stays in ``kept`` float32 [4].
     """
     thread = cuda.threadIdx.x
     squares = float32(0)
+    for each in range(4):
+        kept[each] = float32(0)
     for word in range(thread, columns // 4, NORM_THREADS):
         four = read4(x, (row, 4 * word))
         if has_delta:
             more = read4(delta, (token, 4 * word))
-            for each in range(4):
-                value = four[each] + more[each]
+        for each in range(4):
+            value = four[each]
+            if has_delta:
+                value += more[each]
                 x[row, 4 * word + each] = value
-                squares += value * value
-        else:
-            for each in range(4):
-                squares += four[each] * four[each]
+            if word == thread:
+                kept[each] = value
+            squares += value * value
     squares = warp_sum(squares, WARP)
     if thread % WARP == 0:
         parts[thread // WARP] = squares
@@ -143,11 +148,12 @@ def norm_row(x, delta, has_delta, weight, epsilon, first, output):
     words of four columns.
     """
     parts = cuda.shared.array(WARP, float32)
+    kept = cuda.local.array(4, float32)
     begin()
     token = cuda.blockIdx.x
     row = first[0] + token
     columns = weight.shape[0]
-    scale = norm_scale(x, row, delta, has_delta, token, columns, epsilon, parts)
+    scale = norm_scale(x, row, delta, has_delta, token, columns, epsilon, parts, kept)
     for word in range(cuda.threadIdx.x, columns // 4, NORM_THREADS):
         for k in range(4 * word, 4 * word + 4):
             output[token, k] = x[row, k] * scale * weight[k]
@@ -207,14 +213,29 @@ def norm_bytes(group_size: int, planes: int):
     @kernel(launch_bounds=NORM_THREADS)
     def norm_bytes(x, delta, has_delta, weight, epsilon, first, high, low, factors, sums):
         parts = cuda.shared.array(WARP, float32)
-        begin()
+        kept = cuda.local.array(4, float32)
+        let_next_begin()
         token = cuda.blockIdx.x
-        row = first[0] + token
+        thread = cuda.threadIdx.x
         columns = weight.shape[0]
-        scale = norm_scale(x, row, delta, has_delta, token, columns, epsilon, parts)
-        for start in range(0, columns // 4, NORM_THREADS):
-            word = start + cuda.threadIdx.x
-            there = word < columns // 4
+        words_of_row = columns // 4
+        weights = load4(weight, (4 * min(thread, words_of_row - 1),))
+        wait_for_previous()
+        row = first[0] + token
+        scale = norm_scale(x, row, delta, has_delta, token, columns, epsilon, parts, kept)
+        # Each thread still has its first word; rows of more words than threads are read again.
+        there = thread < words_of_row
+        times = scale if there else float32(0)
+        values = (
+            kept[0] * times * weights[0],
+            kept[1] * times * weights[1],
+            kept[2] * times * weights[2],
+            kept[3] * times * weights[3],
+        )
+        to_bytes(values, there, token, thread, high, low, factors, sums)
+        for start in range(NORM_THREADS, words_of_row, NORM_THREADS):
+            word = start + thread
+            there = word < words_of_row
             k = 4 * word if there else 0
             times = scale if there else float32(0)
             values = (

@@ -412,20 +412,19 @@ class CudaProgram:
         def make() -> Launch:
             data = self.memory.rows(x, spec.group_size).arrays
             twins = [(self.memory.matrix(matrix), self.memory.on(out)) for matrix, out in products]
-            joined = [(*twin.packed, twin.rows, out) for twin, out in twins]
+            joined = [(*twin.flat, twin.rows, out) for twin, out in twins]
             # Row blocks end before those that only fill up the arguments.
             joined += joined[:1] * (vectors.JOINED - len(joined))
             row_blocks = sum(twin.codes.shape[0] for twin, _ in twins)
-            unit = vectors.unit_for(*kind[:2])
-            threads = vectors.threads_for(twins[0][0].codes.shape[1], unit)
-            one = vectors.matvec(*kind, threads)
+            one = vectors.matvec(*kind)
+            lines = twins[0][0].codes.shape[1]
             operands = [each for five in joined for each in five]
             tiles = [self._tiles(kind, twin, data, out) for twin, out in twins]
 
             def launch(run: Chunk) -> None:
                 _, count = run.rows(head)
                 if run.tokens == 1 and count:
-                    one[row_blocks, threads, self._stream](*operands, *data)
+                    one[row_blocks, vectors.THREADS, self._stream](*operands, lines, *data)
                 elif count:
                     for each in tiles:
                         each(count)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 
-from numba import cuda, float64, int64
+from numba import cuda, float64, int32, int64
 
-from .jit import SIMULATED, kernel
+from .jit import SIMULATED, WARP, kernel
+from .pointwise import warp_sum
 
 THREADS = 32 if SIMULATED else 1024
 CAPACITY = 32 if SIMULATED else 1024
@@ -17,6 +18,9 @@ CAPACITY = 32 if SIMULATED else 1024
 
 ROUNDS = 64
 """Halvings by which a level is looked for that the ``top_k`` likeliest reach."""
+
+LOWEST = -800.0
+"""A logarithm of which the exponential is 0."""
 
 CHOSEN = 1
 """In ``result[1]``: ``result[0]`` is the id. Else the host has to choose."""
@@ -89,22 +93,24 @@ def choose(
     cuda.syncthreads()
     total = tops[0]
     limited = 0 < top_k < vocabulary
-    level = math.log(max(min_p, 1e-12))
-    low = float64(-800)
+    low = float64(LOWEST)
     high = float64(0)
+    level = math.log(max(min_p, 1e-12))
     if limited:
-        level = low
+        level = float64(-16)
     found = int64(0)
     for _ in range(ROUNDS):
         cuda.syncthreads()
         if thread == 0:
             count[0] = 0
         cuda.syncthreads()
-        mine = int64(0)
+        mine = int32(0)
         for i in range(thread, vocabulary, THREADS):
             if scores[i] >= level:
-                mine += 1
-        cuda.atomic.add(count, 0, mine)
+                mine += int32(1)
+        mine = warp_sum(mine, WARP)
+        if thread % WARP == 0:
+            cuda.atomic.add(count, 0, int64(mine))
         cuda.syncthreads()
         found = count[0]
         if not limited or (top_k <= found <= CAPACITY):
@@ -113,7 +119,8 @@ def choose(
             low = level
         else:
             high = level
-        level = (low + high) / 2
+        # Downwards in strides that double, until there is something on both sides.
+        level = max(2 * level, low) if low == LOWEST else (low + high) / 2
     cuda.syncthreads()
     if found > CAPACITY or (limited and found < top_k):
         if thread == 0:
@@ -122,13 +129,13 @@ def choose(
     if thread == 0:
         count[0] = 0
     for i in range(thread, CAPACITY, THREADS):
-        weights[i] = -1.0
+        weights[i] = 2 * LOWEST
         ids[i] = vocabulary
     cuda.syncthreads()
     for i in range(thread, vocabulary, THREADS):
         if scores[i] >= level:
             at = cuda.atomic.add(count, 0, 1)
-            weights[at] = math.exp(scores[i])
+            weights[at] = scores[i]
             ids[at] = i
     cuda.syncthreads()
     # Bitonic sort: the likeliest first, of equal ones the smaller id.
@@ -152,6 +159,9 @@ def choose(
             cuda.syncthreads()
             step //= 2
         size *= 2
+    for i in range(thread, CAPACITY, THREADS):
+        weights[i] = math.exp(weights[i])
+    cuda.syncthreads()
     if thread == 0:
         kept = found
         if limited:

@@ -263,11 +263,11 @@ def test_products_for_one_token(spec: QuantSpec, heights: tuple[int, ...]) -> No
     joined: list[Any] = []
     for i in range(vectors.JOINED):
         which = i if i < len(heights) else 0
-        joined += [*twins[which].packed, heights[which], outputs[which]]
+        joined += [*twins[which].flat, heights[which], outputs[which]]
     blocks = sum(-(-height // 16) for height in heights)
-    unit = vectors.unit_for(spec.bits, spec.group_size)
-    threads = vectors.threads_for(twins[0].codes.shape[1], unit) * (1 + len(heights) % 2)
-    vectors.matvec(*kind_of(spec), threads)[blocks, threads](*joined, *rows.arrays)
+    threads = vectors.THREADS * (1 + len(heights) % 2)
+    lines = twins[0].codes.shape[1]
+    vectors.matvec(*kind_of(spec), threads)[blocks, threads](*joined, lines, *rows.arrays)
     for matrix, height, output in zip(matrices, heights, outputs, strict=True):
         made = output.copy_to_host()
         np.testing.assert_allclose(made[:, :height], shown @ matrix.dequantize().T, atol=1e-4)

@@ -29,7 +29,7 @@ NIBBLES = 0x0F0F0F0F
 UNIT = 4
 """Lines that a thread asks for at once, all of one group."""
 
-THREADS = WARP if SIMULATED else 256
+THREADS = 2 * WARP if SIMULATED else 256
 
 JOINED = 3
 """Matrices that one launch multiplies: as many as read one vector."""
@@ -44,9 +44,25 @@ def unit_for(bits: int, group_size: int) -> int:
     return min(UNIT, group_size * bits // 32)
 
 
+def split_for(row_blocks: int) -> int:
+    """Warps that share a row block: so many that all multiprocessors are busy."""
+    if SIMULATED:
+        return 1 if row_blocks > 3 else 2
+    return 8 if row_blocks < 1024 else 4
+
+
+def blocks_for(row_blocks: int, split: int) -> int:
+    """Blocks of threads for a launch.
+
+    >>> blocks_for(7, 1) == -(-7 * 32 // THREADS)
+    True
+    """
+    return -(-row_blocks * split * WARP // THREADS)
+
+
 @cache
-def matvec(bits: int, group_size: int, symmetric: bool, threads: int = THREADS):
-    """``output[0] = matrix @ x`` for up to three matrices; a block of threads for each row block.
+def matvec(bits: int, group_size: int, symmetric: bool, split: int):
+    """``output[0] = matrix @ x`` for up to three matrices; ``split`` warps for each row block.
 
     The row blocks of the second matrix follow those of the first. Four threads share a line, four
     rows each, so 16 bytes a thread. A thread takes neighbouring lines of one group, so integers are
@@ -64,10 +80,11 @@ def matvec(bits: int, group_size: int, symmetric: bool, threads: int = THREADS):
     lines_of_load = 2 if four else 4  # four words of activations
     words = 4 // lines_of_load  # of a line
     zero = 0 if not symmetric else 1 << (bits - 1)
-    quartets = threads // 4
-    warps = threads // WARP
+    quartets = split * WARP // 4
+    warps = THREADS // WARP
+    blocks_at_once = warps // split
 
-    @kernel(launch_bounds=threads)
+    @kernel(launch_bounds=THREADS)
     def matvec(
         codes, scales, minimums, rows, output,
         codes_2, scales_2, minimums_2, rows_2, output_2,
@@ -81,8 +98,9 @@ def matvec(bits: int, group_size: int, symmetric: bool, threads: int = THREADS):
         lower = cuda.local.array(4, int32)
         totals = cuda.local.array(4, float32)
         let_next_begin()
-        block = cuda.blockIdx.x
-        thread = cuda.threadIdx.x
+        warp = cuda.threadIdx.x // WARP
+        thread = cuda.threadIdx.x % (split * WARP)  # of those that share a row block
+        block = cuda.blockIdx.x * blocks_at_once + warp // split
         blocks = (rows + 15) // 16
         if block >= blocks:
             block -= blocks
@@ -92,6 +110,10 @@ def matvec(bits: int, group_size: int, symmetric: bool, threads: int = THREADS):
                 block -= blocks
                 codes, scales, minimums = codes_3, scales_3, minimums_3
                 rows, output = rows_3, output_3
+                # The last block of threads may have warps to spare.
+                here = block
+                block = min(block, (rows + 15) // 16 - 1)
+                rows = rows if here == block else 0
         units = lines // unit
         first_row = 4 * (thread % 4)
         for r in range(4):
@@ -160,13 +182,13 @@ def matvec(bits: int, group_size: int, symmetric: bool, threads: int = THREADS):
             for distance in (4, 8, 16):
                 total += exchange(total, distance)
             if thread % WARP < 4:
-                parts[thread // WARP, first_row + r] = total
+                parts[warp, first_row + r] = total
         cuda.syncthreads()
         row = 16 * block + thread
         if thread < 16 and row < rows:
             total = float32(0)
-            for each in range(warps):
-                total += parts[each, thread]
+            for each in range(split):
+                total += parts[warp + each, thread]
             output[0, row] = total
 
     return matvec

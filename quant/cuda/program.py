@@ -416,7 +416,9 @@ class CudaProgram:
             # Row blocks end before those that only fill up the arguments.
             joined += joined[:1] * (vectors.JOINED - len(joined))
             row_blocks = sum(twin.codes.shape[0] for twin, _ in twins)
-            one = vectors.matvec(*kind)
+            split = vectors.split_for(row_blocks)
+            blocks = vectors.blocks_for(row_blocks, split)
+            one = vectors.matvec(*kind, split)
             lines = twins[0][0].codes.shape[1]
             operands = [each for five in joined for each in five]
             tiles = [self._tiles(kind, twin, data, out) for twin, out in twins]
@@ -424,7 +426,7 @@ class CudaProgram:
             def launch(run: Chunk) -> None:
                 _, count = run.rows(head)
                 if run.tokens == 1 and count:
-                    one[row_blocks, vectors.THREADS, self._stream](*operands, lines, *data)
+                    one[blocks, vectors.THREADS, self._stream](*operands, lines, *data)
                 elif count:
                     for each in tiles:
                         each(count)

@@ -264,10 +264,16 @@ def test_products_for_one_token(spec: QuantSpec, heights: tuple[int, ...]) -> No
     for i in range(vectors.JOINED):
         which = i if i < len(heights) else 0
         joined += [*twins[which].flat, heights[which], outputs[which]]
-    blocks = sum(-(-height // 16) for height in heights)
-    threads = vectors.THREADS * (1 + len(heights) % 2)
+    row_blocks = sum(-(-height // 16) for height in heights)
     lines = twins[0].codes.shape[1]
-    vectors.matvec(*kind_of(spec), threads)[blocks, threads](*joined, lines, *rows.arrays)
+    for split in (1, 2):
+        blocks = vectors.blocks_for(row_blocks, split)
+        run = vectors.matvec(*kind_of(spec), split)
+        run[blocks, vectors.THREADS](*joined, lines, *rows.arrays)
+        assert_products(matrices, heights, outputs, shown)
+
+
+def assert_products(matrices: Any, heights: Any, outputs: Any, shown: Any) -> None:
     for matrix, height, output in zip(matrices, heights, outputs, strict=True):
         made = output.copy_to_host()
         np.testing.assert_allclose(made[:, :height], shown @ matrix.dequantize().T, atol=1e-4)

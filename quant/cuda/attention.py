@@ -15,12 +15,15 @@ from numba import cuda, float32, uint32
 from ..cache import TILE
 from ..errors import DeviceError
 from .decode_attention import LOWEST
-from .jit import SIMULATED, kernel
-from .pointwise import HEAD_FIRST, POSITION, TOKENS, begin
+from .jit import SIMULATED, device, kernel
+from .pointwise import HEAD_FIRST, POSITION, TOKENS, begin, bytes_of
 
 THREADS = 32 if SIMULATED else 128
 COMBINE_THREADS = 32 if SIMULATED else 128
 """Threads of a head whose parts are put together."""
+
+COMBINE_BATCH = 4 if SIMULATED else 16
+"""Parts that a thread asks for at once."""
 
 QUERIES = 4 if SIMULATED else 16
 """Queries of a block, at most: tokens times query heads of a key head, or one token's."""
@@ -208,6 +211,53 @@ def attention(kind: str, head_dim: int, group: int):
     return attention
 
 
+@device
+def combined(state, partial, head, splits, window, step, i, tops, totals):
+    """Dimension ``i`` of a block's head, put together of its parts; every thread calls it."""
+    thread = cuda.threadIdx.x
+    which = cuda.blockIdx.x
+    row = cuda.blockIdx.y + (state[HEAD_FIRST] if head else 0)
+    size = partial.shape[3] - 2
+    if step > 0:
+        end = state[POSITION] + 1
+        since = 0
+        if window > 0:
+            since = max(0, end - window) // step * step
+        splits = min(splits, (end - since + step - 1) // step)
+    top = float32(LOWEST)
+    value = float32(0)
+    total = float32(0)
+    # As many splits at once as there are threads to weigh them.
+    for start in range(0, splits, COMBINE_THREADS):
+        count = min(COMBINE_THREADS, splits - start)
+        cuda.syncthreads()
+        mine = float32(LOWEST)
+        if thread < count:
+            mine = partial[row, which, start + thread, size]
+            totals[thread] = partial[row, which, start + thread, size + 1]
+        tops[thread] = mine
+        cuda.syncthreads()
+        highest = top
+        for each in range(count):
+            highest = max(highest, tops[each])
+        kept = math.exp(max(top - highest, float32(-87)))
+        value *= kept
+        total *= kept
+        top = highest
+        cuda.syncthreads()
+        tops[thread] = math.exp(max(mine - top, float32(-87))) if thread < count else float32(0)
+        cuda.syncthreads()
+        for each in range(count):
+            total += tops[each] * totals[each]
+        for first in range(0, count, COMBINE_BATCH):
+            # All of a batch are on their way before the first is used; behind the last, weights
+            # are 0.
+            for each in range(COMBINE_BATCH):
+                split = start + min(first + each, count - 1)
+                value += tops[first + each] * partial[row, which, split, i]
+    return value / total
+
+
 @kernel
 def combine(state, partial, head, splits, window, step, output):
     """The parts of each head put together; ``blocks = (heads, tokens)``.
@@ -218,43 +268,49 @@ def combine(state, partial, head, splits, window, step, output):
     tops = cuda.shared.array(COMBINE_THREADS, float32)
     totals = cuda.shared.array(COMBINE_THREADS, float32)
     begin()
-    thread = cuda.threadIdx.x
-    which = cuda.blockIdx.x
-    token = cuda.blockIdx.y
-    row = token + (state[HEAD_FIRST] if head else 0)
     size = partial.shape[3] - 2
-    if step > 0:
-        end = state[POSITION] + 1
-        since = 0
-        if window > 0:
-            since = max(0, end - window) // step * step
-        splits = min(splits, (end - since + step - 1) // step)
     for first in range(0, size, COMBINE_THREADS):
-        i = min(first + thread, size - 1)
-        top = float32(LOWEST)
-        value = float32(0)
-        total = float32(0)
-        # As many splits at once as there are threads to weigh them.
-        for start in range(0, splits, COMBINE_THREADS):
-            count = min(COMBINE_THREADS, splits - start)
-            cuda.syncthreads()
-            if thread < count:
-                tops[thread] = partial[row, which, start + thread, size]
-                totals[thread] = partial[row, which, start + thread, size + 1]
-            cuda.syncthreads()
-            highest = top
-            for each in range(count):
-                highest = max(highest, tops[each])
-            kept = math.exp(max(top - highest, float32(-87)))
-            value *= kept
-            total *= kept
-            top = highest
-            cuda.syncthreads()
-            if thread < count:
-                tops[thread] = math.exp(max(tops[thread] - top, float32(-87)))
-            cuda.syncthreads()
-            for each in range(count):
-                value += tops[each] * partial[row, which, start + each, i]
-                total += tops[each] * totals[each]
-        if first + thread < size:
-            output[token, which * size + i] = value / total
+        i = first + cuda.threadIdx.x
+        value = combined(state, partial, head, splits, window, step, min(i, size - 1), tops, totals)
+        if i < size:
+            output[cuda.blockIdx.y, cuda.blockIdx.x * size + i] = value
+
+
+def as_bytes(head_dim: int, group_size: int) -> bool:
+    """Whether a block of :func:`combine_bytes` has whole groups of columns.
+
+    >>> as_bytes(128, 64), as_bytes(64, 128), as_bytes(80, 32)
+    (True, False, False)
+    """
+    return head_dim % group_size == 0 and head_dim <= 4 * COMBINE_THREADS
+
+
+@cache
+def combine_bytes(head_dim: int, group_size: int, planes: int):
+    """As :func:`combine`, with the rows as bytes, for heads of whole groups."""
+    to_bytes = bytes_of(group_size, planes)
+
+    @kernel
+    def combine_bytes(state, partial, head, splits, window, step, high, low, factors, sums):
+        tops = cuda.shared.array(COMBINE_THREADS, float32)
+        totals = cuda.shared.array(COMBINE_THREADS, float32)
+        row = cuda.shared.array(head_dim, float32)
+        begin()
+        thread = cuda.threadIdx.x
+        for first in range(0, head_dim, COMBINE_THREADS):
+            i = first + thread
+            value = combined(
+                state, partial, head, splits, window, step, min(i, head_dim - 1), tops, totals
+            )
+            if i < head_dim:
+                row[i] = value
+        cuda.syncthreads()
+        there = 4 * thread < head_dim
+        values = (float32(0), float32(0), float32(0), float32(0))
+        if there:
+            k = 4 * thread
+            values = (row[k], row[k + 1], row[k + 2], row[k + 3])
+        word = cuda.blockIdx.x * (head_dim // 4) + thread
+        to_bytes(values, there, cuda.blockIdx.y, word, high, low, factors, sums)
+
+    return combine_bytes

@@ -13,7 +13,7 @@ from functools import cache
 from numba import cuda, float32, int32, uint32
 
 from .jit import SIMULATED, WARP, device, kernel, read4
-from .pointwise import POSITION, begin
+from .pointwise import POSITION, begin, warp_max, warp_sum
 
 THREADS = 32 if SIMULATED else 256
 SPLIT = 64 if SIMULATED else 128
@@ -71,9 +71,11 @@ def decode_attention(kind: str, head_dim: int, group: int):
     rows = THREADS // quads  # positions whose values are read at once
     rounds = -(-SPLIT // rows)
     batch, batch_of_values = batch_for(steps), batch_for(rounds)
-    room_size = max(DIMENSIONS * SPLIT, rows * head_dim) * most
-    pieces = 8  # of a split, for its maximum and its sum
-    piece = SPLIT // pieces
+    # Sums of a dimension lie four banks from the next one's, so that a warp writes to all banks.
+    stride = most * SPLIT + 4
+    room_size = max(DIMENSIONS * stride, rows * most * head_dim)
+    pieces = SPLIT // WARP  # of a split, each a warp's
+    items = -(-most * SPLIT // THREADS)  # scores of a thread
 
     @kernel
     def decode_attention(state, q, window, partial, keys, values, key_scales, value_scales):
@@ -85,6 +87,7 @@ def decode_attention(kind: str, head_dim: int, group: int):
         sums = cuda.local.array((most, 4), float32)
         held = cuda.local.array((batch, 4), float32)
         kept = cuda.local.array((batch_of_values, 4), float32)
+        mine = cuda.local.array(items, float32)
         begin()
         thread = cuda.threadIdx.x
         shared = cuda.blockIdx.y
@@ -136,36 +139,41 @@ def decode_attention(kind: str, head_dim: int, group: int):
                                 sums[query, j] += queries[uint32(query), i] * key
             for query in range(most):
                 for j in range(4):
-                    at = (first_dim * uint32(most) + uint32(query)) * uint32(SPLIT)
-                    room[at + uint32(16 * tile + 4 * quad + j)] = sums[query, j]
+                    at = first_dim * uint32(stride) + uint32(query * SPLIT + 16 * tile)
+                    room[at + uint32(4 * j + quad)] = sums[query, j]
         cuda.syncthreads()
-        for index in range(thread, most * SPLIT, THREADS):
+        # A warp has 32 scores of one query.
+        for item in range(items):
+            index = item * THREADS + thread
+            query = index // SPLIT
             place = int32(index % SPLIT)
             score = float32(LOWEST)
-            if since <= place < until:
+            if query < most and since <= place < until:
                 score = float32(0)
+                turned = place % 4 * 4 + place % 16 // 4 - place % 16
                 for each in range(DIMENSIONS):
-                    score += room[uint32(each * most * SPLIT + index)]
+                    score += room[uint32(each * stride + index + turned)]
                 if eight:
                     score *= key_scales[shared, wrapped(first_slot + place, slots)]
-            scores[index // SPLIT, index % SPLIT] = score
+            mine[item] = score
+            top = warp_max(score, WARP)
+            if thread % WARP == 0 and query < most:
+                tops[query, place // WARP] = top
         cuda.syncthreads()
-        for index in range(thread, most * pieces, THREADS):
-            top = float32(LOWEST)
-            for each in range(piece):
-                top = max(top, scores[index // pieces, index % pieces * piece + each])
-            tops[index // pieces, index % pieces] = top
-        cuda.syncthreads()
-        for index in range(thread, most * SPLIT, THREADS):
-            query = index // SPLIT
+        for item in range(items):
+            index = item * THREADS + thread
+            query = min(index // SPLIT, most - 1)
             top = tops[query, 0]
             for each in range(1, pieces):
                 top = max(top, tops[query, each])
-            score = scores[query, index % SPLIT]
             weight = float32(0)
-            if score > float32(LOWEST):
-                weight = math.exp(max(score - top, float32(-87)))
-            scores[query, index % SPLIT] = weight
+            if index < most * SPLIT:
+                if mine[item] > float32(LOWEST):
+                    weight = math.exp(max(mine[item] - top, float32(-87)))
+                scores[query, index % SPLIT] = weight
+            total = warp_sum(weight, WARP)
+            if thread % WARP == 0 and index < most * SPLIT:
+                totals[query, index % SPLIT // WARP] = total
         cuda.syncthreads()
         # Values: a thread takes four dimensions of every ``rows``-th position.
         row = thread // quads
@@ -196,21 +204,16 @@ def decode_attention(kind: str, head_dim: int, group: int):
                             sums[query, j] += weight * kept[each, j]
             for query in range(most):
                 for j in range(4):
-                    room[(row * most + query) * head_dim + 4 * (thread % quads) + j] = sums[
-                        query, j
-                    ]
-        for index in range(thread, most * pieces, THREADS):
-            total = float32(0)
-            for each in range(piece):
-                total += scores[index // pieces, index % pieces * piece + each]
-            totals[index // pieces, index % pieces] = total
+                    at = (row * most + query) * head_dim + j * quads
+                    room[uint32(at + thread % quads)] = sums[query, j]
         cuda.syncthreads()
         split = cuda.blockIdx.x
         for index in range(thread, count * head_dim, THREADS):
             total = float32(0)
             for each in range(rows):
                 total += room[uint32(each * most * head_dim + index)]
-            partial[0, first_head + index // head_dim, split, index % head_dim] = total
+            i = index % head_dim
+            partial[0, first_head + index // head_dim, split, i % quads * 4 + i // quads] = total
         for query in range(thread, count, THREADS):
             top = tops[query, 0]
             total = totals[query, 0]

@@ -31,6 +31,9 @@ UNIT = 4
 
 THREADS = 2 * WARP if SIMULATED else 256
 
+WARPS = 4 if SIMULATED else 2048
+"""Warps of a launch, about."""
+
 JOINED = 3
 """Matrices that one launch multiplies: as many as read one vector."""
 
@@ -45,10 +48,14 @@ def unit_for(bits: int, group_size: int) -> int:
 
 
 def split_for(row_blocks: int) -> int:
-    """Warps that share a row block: so many that all multiprocessors are busy."""
-    if SIMULATED:
-        return 1 if row_blocks > 3 else 2
-    return 8 if row_blocks < 1024 else 4
+    """Warps that share a row block, a power of two: so many that all multiprocessors are busy.
+
+    With more of them each has less to read; on an H200 some 2,000 warps in all read fastest.
+    """
+    most = THREADS // WARP
+    while most > 1 and row_blocks * most > WARPS:
+        most //= 2
+    return most
 
 
 def blocks_for(row_blocks: int, split: int) -> int:
@@ -84,7 +91,7 @@ def matvec(bits: int, group_size: int, symmetric: bool, split: int):
     warps = THREADS // WARP
     blocks_at_once = warps // split
 
-    @kernel(launch_bounds=THREADS)
+    @kernel(launch_bounds=(THREADS, 3))
     def matvec(
         codes, scales, minimums, rows, output,
         codes_2, scales_2, minimums_2, rows_2, output_2,

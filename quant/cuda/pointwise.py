@@ -160,7 +160,7 @@ def norm_row(x, delta, has_delta, weight, epsilon, first, output):
 
 
 @cache
-def _to_bytes(group_size: int, planes: int):
+def bytes_of(group_size: int, planes: int):
     """The part of kernels that turns a block's values into bytes, group by group."""
     words = group_size // 4
     limit = EXACT_LIMIT if planes == 2 else HIGH_LIMIT
@@ -208,7 +208,7 @@ def _to_bytes(group_size: int, planes: int):
 @cache
 def norm_bytes(group_size: int, planes: int):
     """As :func:`norm_row`, with the normed row as bytes."""
-    to_bytes = _to_bytes(group_size, planes)
+    to_bytes = bytes_of(group_size, planes)
 
     @kernel(launch_bounds=NORM_THREADS)
     def norm_bytes(x, delta, has_delta, weight, epsilon, first, high, low, factors, sums):
@@ -256,7 +256,7 @@ def row_bytes(group_size: int, planes: int, gated: bool):
     ``blocks = (columns / (4 * THREADS), tokens)``. With ``gated`` the row is first made,
     ``silu(x) * up``.
     """
-    to_bytes = _to_bytes(group_size, planes)
+    to_bytes = bytes_of(group_size, planes)
 
     @kernel
     def row_bytes(x, up, columns, high, low, factors, sums):

@@ -207,8 +207,22 @@ class CudaProgram:
         self._splits = max(self._splits, splits)
         tile = max(1, attend.QUERIES // group)
 
+        sizes = {each.spec.group_size for each in readers if isinstance(each, QuantTensor)}
+        packed = all(isinstance(each, QuantTensor) for each in readers) and len(sizes) == 1
+        fused = packed and all(attend.as_bytes(size, group_size) for group_size in sizes)
+        for group_size in sizes:
+            self.memory.need_bytes(output, heads * size, group_size)
+
         def make() -> Launch:
-            queries, out = self.memory.on(q), self.memory.on(output)
+            queries = self.memory.on(q)
+            out: tuple[Any, ...] = (self.memory.on(output),)
+            combine = attend.combine, attend.combine
+            if fused:
+                (group_size,) = sizes
+                out = self.memory.rows(output, group_size).arrays
+                combine = self._for_planes(
+                    lambda planes: attend.combine_bytes(size, group_size, planes)
+                )
             held, fresh = self.memory.parts(ring), self.memory.parts(chunk)
 
             def launch(run: Chunk) -> None:
@@ -228,14 +242,15 @@ class CudaProgram:
                         self._state, queries, head, window or 0, one, cut, parts_of,
                         *held, *fresh,
                     )  # fmt: skip
-                attend.combine[(heads, count), attend.COMBINE_THREADS, self._stream](
-                    self._state, parts_of, head, parts, window or 0, cut, out
+                combine[not one][(heads, count), attend.COMBINE_THREADS, self._stream](
+                    self._state, parts_of, head, parts, window or 0, cut, *out
                 )
 
             return launch
 
         self._makers.append(make)
-        self._turn_into_bytes(output, heads * size, readers, head)
+        if not fused:
+            self._turn_into_bytes(output, heads * size, readers, head)
 
     def commit(self, chunk: KeyValues, ring: KeyValues) -> None:
         shared = self._config.num_key_value_heads

@@ -456,19 +456,30 @@ def test_attention_of_one_token(group: int, position: int, window: int | None, k
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
-def test_many_splits_are_combined() -> None:
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_many_splits_are_combined(as_bytes: bool) -> None:
     splits = 3 * attending.COMBINE_THREADS + 5
-    partial = normal(1, 2, splits + 4, 18)
-    partial[..., 16] *= 30
-    partial[..., 17] = np.abs(partial[..., 17]) + 0.1
+    size = 64
+    partial = normal(1, 2, splits + 4, size + 2)
+    partial[..., size] *= 30
+    partial[..., size + 1] = np.abs(partial[..., size + 1]) + 0.1
     partial[:, :, splits:] = np.nan
-    weights = np.exp(partial[0, :, :splits, 16] - partial[0, :, :splits, 16].max(1, keepdims=True))
-    total = (weights * partial[0, :, :splits, 17]).sum(1)
-    expected = (weights[..., None] * partial[0, :, :splits, :16]).sum(1) / total[:, None]
-    output = cuda.to_device(np.zeros((1, 32), np.float32))
+    tops = partial[0, :, :splits, size]
+    weights = np.exp(tops - tops.max(1, keepdims=True))
+    total = (weights * partial[0, :, :splits, size + 1]).sum(1)
+    expected = (weights[..., None] * partial[0, :, :splits, :size]).sum(1) / total[:, None]
     where = state(splits * decoding.SPLIT - 1, 1)
-    combine(where, cuda.to_device(partial), splits + 4, None, decoding.SPLIT, output)
-    np.testing.assert_allclose(output.copy_to_host().reshape(2, 16), expected, rtol=2e-4, atol=1e-5)
+    held = cuda.to_device(partial)
+    if as_bytes:
+        rows = memory.rows_in_bytes(1, 2 * size, 32)
+        run = attending.combine_bytes(size, 32, 2)[(2, 1), attending.COMBINE_THREADS]
+        run(where, held, False, splits + 4, 0, decoding.SPLIT, *rows.arrays)
+        got = shown_by(rows, 32)
+    else:
+        output = cuda.to_device(np.zeros((1, 2 * size), np.float32))
+        combine(where, held, splits + 4, None, decoding.SPLIT, output)
+        got = output.copy_to_host()
+    np.testing.assert_allclose(got.reshape(2, size), expected, rtol=2e-4, atol=2e-4)
 
 
 # --- choosing

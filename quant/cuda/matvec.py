@@ -91,7 +91,7 @@ def matvec(bits: int, group_size: int, symmetric: bool, split: int):
     warps = THREADS // WARP
     blocks_at_once = warps // split
 
-    @kernel(launch_bounds=(THREADS, 3))
+    @kernel(launch_bounds=THREADS)
     def matvec(
         codes, scales, minimums, rows, output,
         codes_2, scales_2, minimums_2, rows_2, output_2,
@@ -107,22 +107,24 @@ def matvec(bits: int, group_size: int, symmetric: bool, split: int):
         let_next_begin()
         warp = cuda.threadIdx.x // WARP
         thread = cuda.threadIdx.x % (split * WARP)  # of those that share a row block
-        block = cuda.blockIdx.x * blocks_at_once + warp // split
-        blocks = (rows + 15) // 16
+        # Whole numbers are short ones: long ones take two registers.
+        block = int32(cuda.blockIdx.x * blocks_at_once + warp // split)
+        blocks = int32((rows + 15) // 16)
         if block >= blocks:
             block -= blocks
             codes, scales, minimums, rows, output = codes_2, scales_2, minimums_2, rows_2, output_2
-            blocks = (rows + 15) // 16
+            blocks = int32((rows + 15) // 16)
             if block >= blocks:
                 block -= blocks
                 codes, scales, minimums = codes_3, scales_3, minimums_3
                 rows, output = rows_3, output_3
                 # The last block of threads may have warps to spare.
                 here = block
-                block = min(block, (rows + 15) // 16 - 1)
+                block = min(block, int32((rows + 15) // 16 - 1))
                 rows = rows if here == block else 0
-        units = lines // unit
-        first_row = 4 * (thread % 4)
+        units = int32(lines // unit)
+        first_row = int32(4 * (thread % 4))
+        first_place = int32(block * (units // units_of_group) * 16) + first_row
         for r in range(4):
             totals[r] = float32(0)
         first = (block * lines + min(thread // 4, units - 1) * unit) * 16 + first_row
@@ -131,7 +133,7 @@ def matvec(bits: int, group_size: int, symmetric: bool, split: int):
             for r in range(4):
                 coming[each, r] = loaded[r]
         wait_for_previous()
-        for at in range(thread // 4, units, quartets):
+        for at in range(int32(thread // 4), units, int32(quartets)):
             for each in range(unit):
                 for r in range(4):
                     weights[each, r] = coming[each, r]
@@ -141,8 +143,8 @@ def matvec(bits: int, group_size: int, symmetric: bool, split: int):
                     loaded = load4(codes, (first + 16 * each,))
                     for r in range(4):
                         coming[each, r] = loaded[r]
-            group = at // units_of_group
-            place = (block * (units // units_of_group) + group) * 16 + first_row
+            group = int32(at // units_of_group)
+            place = int32(first_place + group * 16)
             scale = load4(scales, (place,))
             minimum = scale
             if not symmetric:
@@ -155,7 +157,7 @@ def matvec(bits: int, group_size: int, symmetric: bool, split: int):
                 upper[r] = int32(0)
                 lower[r] = int32(0)
             for step in range(unit // lines_of_load):
-                word = (at * unit + step * lines_of_load) * words
+                word = int32((at * unit + step * lines_of_load) * words)
                 highs = read4(high, (0, word))
                 lows = read4(low, (0, word))
                 for r in range(4):

@@ -16,9 +16,6 @@ from .errors import DeviceError
 CAPABILITY = (6, 1)
 """The compute capability from which on there are dot products of bytes."""
 
-OVERLAPPING = (9, 0)
-"""The compute capability from which on a launch may begin before the one before it has ended."""
-
 DRIVER = (12, 0)
 """The CUDA version that a driver has to know: that of the compiler's code."""
 

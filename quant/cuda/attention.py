@@ -16,7 +16,7 @@ from ..cache import TILE
 from ..errors import DeviceError
 from .decode_attention import LOWEST
 from .jit import SIMULATED, device, kernel
-from .pointwise import HEAD_FIRST, POSITION, TOKENS, begin, bytes_of
+from .pointwise import HEAD_FIRST, POSITION, TOKENS, bytes_of
 
 THREADS = 32 if SIMULATED else 128
 COMBINE_THREADS = 32 if SIMULATED else 128
@@ -86,7 +86,6 @@ def attention(kind: str, head_dim: int, group: int):
         tops = cuda.shared.array(most, float32)
         totals = cuda.shared.array(most, float32)
         factors = cuda.shared.array(most, float32)
-        begin()
         thread = cuda.threadIdx.x
         split = cuda.blockIdx.x
         shared = cuda.blockIdx.y
@@ -267,7 +266,6 @@ def combine(state, partial, head, splits, window, step, output):
     """
     tops = cuda.shared.array(COMBINE_THREADS, float32)
     totals = cuda.shared.array(COMBINE_THREADS, float32)
-    begin()
     size = partial.shape[3] - 2
     for first in range(0, size, COMBINE_THREADS):
         i = first + cuda.threadIdx.x
@@ -295,7 +293,6 @@ def combine_bytes(head_dim: int, group_size: int, planes: int):
         tops = cuda.shared.array(COMBINE_THREADS, float32)
         totals = cuda.shared.array(COMBINE_THREADS, float32)
         row = cuda.shared.array(head_dim, float32)
-        begin()
         thread = cuda.threadIdx.x
         for first in range(0, head_dim, COMBINE_THREADS):
             i = first + thread

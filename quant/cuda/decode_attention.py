@@ -13,7 +13,7 @@ from functools import cache
 from numba import cuda, float32, int32, uint32
 
 from .jit import SIMULATED, WARP, device, kernel, read4
-from .pointwise import POSITION, begin, warp_max, warp_sum
+from .pointwise import POSITION, warp_max, warp_sum
 
 THREADS = 32 if SIMULATED else 256
 SPLIT = 64 if SIMULATED else 128
@@ -88,7 +88,6 @@ def decode_attention(kind: str, head_dim: int, group: int):
         held = cuda.local.array((batch, 4), float32)
         kept = cuda.local.array((batch_of_values, 4), float32)
         mine = cuda.local.array(items, float32)
-        begin()
         thread = cuda.threadIdx.x
         shared = cuda.blockIdx.y
         end = state[POSITION] + 1

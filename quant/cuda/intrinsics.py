@@ -1,7 +1,7 @@
 """What a GPU has and Numba does not offer: dot products of bytes, wide loads, tensor cores.
 
 Each function stands for an instruction (PTX ISA: ``dp4a``, ``cvt.rni``, ``ld.v2`` and ``ld.v4``,
-``mma``, ``griddepcontrol``, ``shfl``). Under the simulator the twins in
+``mma``, ``shfl``). Under the simulator the twins in
 :mod:`quant.cuda.simulated` take their place.
 """
 
@@ -12,8 +12,6 @@ from numba import cuda
 from numba.core import types
 from numba.cuda import cgutils
 from numba.cuda.extending import intrinsic
-
-from ..devices import OVERLAPPING
 
 WORD = ir.IntType(32)
 GLOBAL = 1
@@ -65,9 +63,8 @@ def _wide_load(count, constant):
         """Elements ``array[index]`` and those after it, as a tuple.
 
         ``index`` is a tuple with an entry for each dimension of the C-contiguous array. The first
-        element must be aligned to the size of them all. What ``load`` reads nothing may ever write
-        while graphs run, so it may be read before the launch before has ended; ``read`` is for
-        what other launches write.
+        element must be aligned to the size of them all. ``load`` is for what nothing writes while
+        the kernel runs.
         """
         signature = types.UniTuple(array.dtype, count)(array, index)
 
@@ -99,32 +96,6 @@ def _wide_load(count, constant):
 load2 = _wide_load(2, constant=True)
 load4 = _wide_load(4, constant=True)
 read4 = _wide_load(4, constant=False)
-
-
-def _order(name, instruction):
-    """A function that carries out an instruction about the order of launches, where there is one.
-
-    PTX ISA, ``griddepcontrol``: the next launch of a graph may begin while this one still runs, and
-    waits where it first needs what this one writes.
-    """
-
-    def order(_typing):
-        signature = types.void()
-
-        def generate(context, builder, _signature, _arguments):
-            if tuple(cuda.get_current_device().compute_capability) >= OVERLAPPING:
-                kind = ir.FunctionType(ir.VoidType(), [])
-                builder.call(ir.InlineAsm(kind, instruction, "~{memory}", side_effect=True), [])
-            return context.get_dummy_value()
-
-        return signature, generate
-
-    order.__name__ = name
-    return intrinsic(order)
-
-
-let_next_begin = _order("let_next_begin", "griddepcontrol.launch_dependents;")
-wait_for_previous = _order("wait_for_previous", "griddepcontrol.wait;")
 
 
 @cuda.jit(device=True)

@@ -28,13 +28,11 @@ if SIMULATED:
     from .simulated import (
         dp4a,
         exchange,
-        let_next_begin,
         load2,
         load4,
         mma,
         read4,
         to_whole,
-        wait_for_previous,
     )
 else:
     import numba_cuda
@@ -44,13 +42,11 @@ else:
     from .intrinsics import (
         dp4a,
         exchange,
-        let_next_begin,
         load2,
         load4,
         mma,
         read4,
         to_whole,
-        wait_for_previous,
     )
 
     class _CacheFiles(CUDACacheImpl):
@@ -77,13 +73,11 @@ __all__ = [
     "exchange",
     "has_tensor_cores",
     "kernel",
-    "let_next_begin",
     "load2",
     "load4",
     "mma",
     "read4",
     "to_whole",
-    "wait_for_previous",
 ]
 
 

@@ -12,7 +12,6 @@ from numba import cuda, float32, int32, uint32
 
 from .jit import SIMULATED, dp4a, kernel
 from .matvec import NIBBLES
-from .pointwise import begin
 
 TILE_TOKENS = 4 if SIMULATED else 16
 TILE_BLOCKS = 2 if SIMULATED else 4
@@ -39,7 +38,6 @@ def matmul(bits: int, group_size: int, symmetric: bool, planes: int):
         upper_words = cuda.shared.array((TILE_TOKENS, words), int32)
         lower_words = cuda.shared.array((TILE_TOKENS, words), int32)
         totals = cuda.local.array(TILE_BLOCKS, float32)
-        begin()
         thread = cuda.threadIdx.x
         lane = thread % 16
         mine = thread // 16
@@ -106,7 +104,6 @@ def matmul(bits: int, group_size: int, symmetric: bool, planes: int):
 @kernel
 def float_matmul(weights, x, output):
     """The product of float32 weights [rows, columns]; a thread for each row and token."""
-    begin()
     row = cuda.grid(1)
     token = cuda.blockIdx.y
     if row < weights.shape[0]:

@@ -18,10 +18,8 @@ from .jit import (
     dp4a,
     exchange,
     kernel,
-    let_next_begin,
     load4,
     read4,
-    wait_for_previous,
 )
 
 NIBBLES = 0x0F0F0F0F
@@ -74,8 +72,8 @@ def matvec(bits: int, group_size: int, symmetric: bool, split: int):
     The row blocks of the second matrix follow those of the first. Four threads share a line, four
     rows each, so 16 bytes a thread. A thread takes neighbouring lines of one group, so integers are
     summed over all of them and scaled once, and the next lines are on their way while these are
-    multiplied; the first are asked for before the launch before has ended. What a group has but
-    once (its sum, for the zero point or the minimum) counts with its first lines.
+    multiplied. What a group has but once (its sum, for the zero point or the minimum) counts with
+    its first lines.
 
     ``codes``, ``scales`` and ``minimums`` come flat, so that what lies between neighbouring lines
     is a constant of the kernel; ``lines`` is the number of them in a row block.
@@ -104,7 +102,6 @@ def matvec(bits: int, group_size: int, symmetric: bool, split: int):
         upper = cuda.local.array(4, int32)
         lower = cuda.local.array(4, int32)
         totals = cuda.local.array(4, float32)
-        let_next_begin()
         warp = cuda.threadIdx.x // WARP
         thread = cuda.threadIdx.x % (split * WARP)  # of those that share a row block
         # Whole numbers are short ones: long ones take two registers.
@@ -132,7 +129,6 @@ def matvec(bits: int, group_size: int, symmetric: bool, split: int):
             loaded = load4(codes, (first + 16 * each,))
             for r in range(4):
                 coming[each, r] = loaded[r]
-        wait_for_previous()
         for at in range(int32(thread // 4), units, int32(quartets)):
             for each in range(unit):
                 for r in range(4):

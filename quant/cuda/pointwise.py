@@ -20,11 +20,9 @@ from .jit import (
     device,
     exchange,
     kernel,
-    let_next_begin,
     load4,
     read4,
     to_whole,
-    wait_for_previous,
 )
 
 POSITION, TOKENS, HEAD_FIRST = 0, 1, 2
@@ -32,13 +30,6 @@ POSITION, TOKENS, HEAD_FIRST = 0, 1, 2
 
 NORM_THREADS = WARP if SIMULATED else 1024
 """Threads of a norm, which one block has to do alone, whole warps."""
-
-
-@device
-def begin():
-    """What every kernel of a graph does first: let the next one begin, and wait for the last."""
-    let_next_begin()
-    wait_for_previous()
 
 
 @device
@@ -75,7 +66,6 @@ def embed_row(bits: int, group_size: int, symmetric: bool):
 
     @kernel
     def embed_row(codes, scales, minimums, columns, ids, x):
-        begin()
         token = cuda.blockIdx.x
         row = ids[token]
         block = row // 16
@@ -100,7 +90,6 @@ def embed_row(bits: int, group_size: int, symmetric: bool):
 @kernel
 def float_embed_row(table, ids, x):
     """``x[t] = table[ids[t]]`` for a float32 table; a block for each token."""
-    begin()
     token = cuda.blockIdx.x
     for k in range(cuda.threadIdx.x, table.shape[1], cuda.blockDim.x):
         x[token, k] = table[ids[token], k]
@@ -149,7 +138,6 @@ def norm_row(x, delta, has_delta, weight, epsilon, first, output):
     """
     parts = cuda.shared.array(WARP, float32)
     kept = cuda.local.array(4, float32)
-    begin()
     token = cuda.blockIdx.x
     row = first[0] + token
     columns = weight.shape[0]
@@ -214,13 +202,11 @@ def norm_bytes(group_size: int, planes: int):
     def norm_bytes(x, delta, has_delta, weight, epsilon, first, high, low, factors, sums):
         parts = cuda.shared.array(WARP, float32)
         kept = cuda.local.array(4, float32)
-        let_next_begin()
         token = cuda.blockIdx.x
         thread = cuda.threadIdx.x
         columns = weight.shape[0]
         words_of_row = columns // 4
         weights = load4(weight, (4 * min(thread, words_of_row - 1),))
-        wait_for_previous()
         row = first[0] + token
         scale = norm_scale(x, row, delta, has_delta, token, columns, epsilon, parts, kept)
         # Each thread still has its first word; rows of more words than threads are read again.
@@ -260,7 +246,6 @@ def row_bytes(group_size: int, planes: int, gated: bool):
 
     @kernel
     def row_bytes(x, up, columns, high, low, factors, sums):
-        begin()
         word = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
         token = cuda.blockIdx.y
         there = 4 * word < columns
@@ -283,7 +268,6 @@ def row_bytes(group_size: int, planes: int, gated: bool):
 @kernel
 def silu_mul_row(gate, up, columns, output):
     """``output = silu(gate) * up`` in float32; a block for each token."""
-    begin()
     token = cuda.blockIdx.x
     for k in range(cuda.threadIdx.x, columns, cuda.blockDim.x):
         output[token, k] = silu(gate[token, k]) * up[token, k]
@@ -292,7 +276,6 @@ def silu_mul_row(gate, up, columns, output):
 @kernel
 def rope_angles(state, frequencies, cosines, sines):
     """Cosine and sine of position times frequency, in float64; a block for each token."""
-    begin()
     token = cuda.blockIdx.x
     for i in range(cuda.threadIdx.x, frequencies.shape[0], cuda.blockDim.x):
         angle = float64(state[POSITION] + token) * frequencies[i]
@@ -317,7 +300,6 @@ def rope(kind: str, head_dim: int):
     ):  # fmt: skip
         key = cuda.shared.array(head_dim, float32)
         value = cuda.shared.array(head_dim, float32)
-        begin()
         token = cuda.blockIdx.y
         if cuda.blockIdx.x < heads:
             at = cuda.blockIdx.x * head_dim
@@ -381,7 +363,6 @@ def commit(kind: str):
         state, from_keys, from_values, from_key_scales, from_value_scales,
         keys, values, key_scales, value_scales,
     ):  # fmt: skip
-        begin()
         head = cuda.blockIdx.x
         token = cuda.blockIdx.y
         slots = values.shape[1]

@@ -46,13 +46,6 @@ def load4(array: Any, index: tuple[int, ...]) -> tuple[Any, ...]:
 read4 = load4
 
 
-def let_next_begin() -> None:
-    """The simulator's launches run one after the other."""
-
-
-wait_for_previous = let_next_begin
-
-
 def exchange(value: Any, distance: int) -> Any:
     """What the thread of the warp has whose number differs in the bit ``distance``.
 

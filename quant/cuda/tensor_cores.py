@@ -17,7 +17,6 @@ from numba import cuda, float32, int32, uint32
 
 from .jit import SIMULATED, device, kernel, load2, mma
 from .matvec import NIBBLES
-from .pointwise import begin
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,6 @@ def matmul(bits: int, group_size: int, symmetric: bool, planes: int, tile: Tile)
         coming = cuda.local.array((blocks, steps, lines, 2), uint32)
         held = cuda.local.array((kinds, pieces), int32)
         totals = cuda.local.array((blocks, octets, 4), float32)
-        begin()
         thread = cuda.threadIdx.x
         warp = thread // 32
         g = thread % 32 // 4

@@ -104,7 +104,6 @@ def compiled(kernel: Any, types: tuple[Any, ...], capability: tuple[int, int]) -
         "shared": number(r"(\d+) bytes smem"),
         "doubles": len(re.findall(r"\.f64\b", ptx)),
         "tensor_cores": ptx.count("mma.sync"),
-        "waits": ptx.count("griddepcontrol.wait"),
         "wide_loads": len(re.findall(r"ld\.global\.nc\.v4", ptx)),
     }
 

@@ -22,7 +22,8 @@ from mistral_chat.planning import available_memory
 from mistral_chat.settings import Paths, Settings
 from quant.cpu import kernels_compiled
 from quant.devices import copy_bandwidth, describe, missing
-from quant.jit import cache_folder, instruction_set
+from quant.jit import instruction_set
+from quant.kernel_cache import cache_folder
 from quant.model import available_processors
 
 LIBRARIES = ("numba", "llvmlite", "numpy", "prompt-toolkit", "rich", "huggingface-hub")

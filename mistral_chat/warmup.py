@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 import quant
 from mistral_chat.download import Progress
-from quant.jit import cache_folder
+from quant.kernel_cache import cache_folder
 
 
 @dataclass(frozen=True)

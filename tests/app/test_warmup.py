@@ -12,7 +12,7 @@ import pytest
 
 import quant
 from quant.errors import ConfigError
-from quant.jit import cache_folder
+from quant.kernel_cache import cache_folder
 
 from .conftest import HERE, Command
 

@@ -153,13 +153,13 @@ class ChatEngine:
 
     @classmethod
     def open(
-        cls, settings: Settings, paths: Paths, progress: Progress, force: bool = False
+        cls, settings: Settings, paths: Paths, progress: Progress, ignore_memory: bool = False
     ) -> ChatEngine:
         """Find (or fetch) and load the model that the settings name.
 
         Raises ModelMissingError, UsageError for a context the model was not made for,
-        MemoryShortError for what cannot fit (unless ``force``), and CheckpointError for files that
-        cannot be used.
+        MemoryShortError for what cannot fit (unless ``ignore_memory``), and CheckpointError for
+        files that cannot be used.
         """
         path = locate(settings.model, paths, progress)
         with ThreadPoolExecutor(1) as background:
@@ -176,7 +176,7 @@ class ChatEngine:
                     f"{settings.source('context')}: {settings.model} was made for at most "
                     f"{longest} tokens; ask for a context of {longest} or less."
                 )
-            if not force:
+            if not ignore_memory:
                 check_memory(checkpoint, settings.context, settings.kv)
             backend = chosen(settings.device)
             if backend == "cuda":

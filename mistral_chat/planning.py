@@ -154,7 +154,7 @@ def check_memory(checkpoint: Checkpoint, context: int, kind: str) -> None:
         f"{told.model} needs {needed / 1e9:.1f} GB of memory (weights {told.weights / 1e9:.1f}, "
         f"cache for {told.context} tokens {told.cache[kind] / 1e9:.1f}), but only "
         f"{told.available / 1e9:.1f} GB are free; ask for a smaller --context, for --kv int8 or a "
-        "smaller model, or try all the same with --force."
+        "smaller model, or try all the same with --ignore-memory."
     )
 
 
@@ -166,7 +166,7 @@ def check_quantizing_memory(config: ModelConfig, method: str) -> None:
     raise MemoryShortError(
         f"Quantizing this model by {method} needs {needed / 1e9:.1f} GB of memory, but only "
         f"{available / 1e9:.1f} GB are free; take --method "
-        f"{'rtn' if method == 'mse' else 'mse or rtn'}, or try all the same with --force."
+        f"{'rtn' if method == 'mse' else 'mse or rtn'}, or try all the same with --ignore-memory."
     )
 
 

@@ -35,7 +35,8 @@ from mistral_chat.settings import Paths
 from mistral_chat.tokenizers import check_vocabulary
 from quant.checkpoints import open_checkpoint
 from quant.checkpoints.folders import CONFIG, CONSOLIDATED, INDEX, PARAMS, SINGLE
-from quant.checkpoints.native import NativeCheckpoint, alone_in
+from quant.checkpoints.native import NativeCheckpoint
+from quant.files import alone_in
 from quant.quantizers.recipe import Recipe
 
 ORIGIN = "origin.json"

@@ -31,7 +31,11 @@ from quant.quantizers.recipe import METHODS, Recipe
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be made; ``text`` calibrates (None: the package's own), ``rules`` as in Recipe."""
+    """What is to be made; ``text`` calibrates (None: the package's own).
+
+    ``force`` replaces a model that this program has made; ``ignore_memory`` tries what seems not to
+    fit.
+    """
 
     source: Path
     target: Path
@@ -39,6 +43,7 @@ class Order:
     text: str | None = None
     check: bool = True
     force: bool = False
+    ignore_memory: bool = False
     requantize: bool = False
     rotate: bool = False
     threads: int | None = None
@@ -94,7 +99,7 @@ def quantize_weights(order: Order, progress: Progress) -> Quantized:
         )
     tokenizer = open_tokenizer(order.source)
     check_vocabulary(tokenizer, checkpoint.config.vocab_size)
-    if not order.force:
+    if not order.ignore_memory:
         check_quantizing_memory(checkpoint.config, order.recipe.method)
     threads = order.threads or available_processors()
     names = tensor_names(checkpoint.config)
@@ -223,19 +228,19 @@ def measure_perplexity(
     reference: Path | None,
     threads: int | None,
     progress: Progress,
-    force: bool = False,
+    ignore_memory: bool = False,
 ) -> Perplexity:
     """The perplexity of a model over a text (None: the package's own), in pieces of 512 tokens.
 
     With a ``reference`` the two are compared over the same text. Raises UsageError for a text that
-    is too short, MemoryShortError for what cannot fit (unless ``force``), CheckpointError for
-    models that cannot be read or are not the same.
+    is too short, MemoryShortError for what cannot fit (unless ``ignore_memory``), CheckpointError
+    for models that cannot be read or are not the same.
     """
     checkpoint = open_checkpoint(path)
     tokenizer = open_tokenizer(path)
     check_vocabulary(tokenizer, checkpoint.config.vocab_size)
     texts = pieces(tokenizer, held_out_text() if text is None else text)
-    if not force:
+    if not ignore_memory:
         check_memory(checkpoint, max(map(len, texts)), "f16")
     loss, count = _loss(path, texts, threads, progress)
     against = None

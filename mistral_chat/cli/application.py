@@ -89,6 +89,9 @@ def with_settings(command: Callable[..., int]) -> Callable[..., int]:
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing beside the result.")]
+IgnoreMemory = Annotated[
+    bool, typer.Option("--ignore-memory", help="Go on even if memory seems too short.")
+]
 
 
 def _print_version(wanted: bool) -> None:

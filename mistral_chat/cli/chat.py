@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mistral_chat.cli.application import DEFAULT_COMMAND, PROGRAM, app, with_settings
+from mistral_chat.cli.application import DEFAULT_COMMAND, PROGRAM, IgnoreMemory, app, with_settings
 from mistral_chat.errors import ExitCode, UsageError
 from mistral_chat.settings import Paths, Settings, resolve
 
@@ -52,9 +52,7 @@ def chat(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Say nothing beside the answer.")
     ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Load the model even if memory seems too short.")
-    ] = False,
+    ignore_memory: IgnoreMemory = False,
     *,
     flags: dict[str, Any],
 ) -> int:
@@ -80,7 +78,7 @@ def chat(
         form = Form(as_json, as_jsonl, not no_stream)
         with closing(_store(settings, paths, go_on, session)) as store:
             with notes.progress() as progress:
-                talk = _open(settings, paths, notes, progress, store, force)
+                talk = _open(settings, paths, notes, progress, store, ignore_memory)
             code = answer(talk, text, notes, form, sys.stdout)
             talk.save_cache()
         return code
@@ -89,7 +87,7 @@ def chat(
             f'There is nothing to answer; write a question: {PROGRAM} "your question".'
         )
     with closing(_store(settings, paths, go_on, session) or _new_store(settings, paths)) as store:
-        _talk(settings, paths, notes, store, force)
+        _talk(settings, paths, notes, store, ignore_memory)
     return ExitCode.DONE
 
 
@@ -99,7 +97,7 @@ def _open(
     notes: Notes,
     progress: Progress,
     store: SessionFile | None,
-    force: bool,
+    ignore_memory: bool,
 ) -> Chat:
     """The chat, with its model loaded, and the moderator where one is asked for."""
     from mistral_chat.chat import Chat
@@ -108,13 +106,13 @@ def _open(
     from mistral_chat.moderation import moderator_settings
 
     def load_now(name: str) -> ChatEngine:
-        return ChatEngine.open(moderator_settings(settings, name), paths, progress, force)
+        return ChatEngine.open(moderator_settings(settings, name), paths, progress, ignore_memory)
 
     def load_later(name: str) -> ChatEngine:
         with notes.progress() as later:
-            return ChatEngine.open(moderator_settings(settings, name), paths, later, force)
+            return ChatEngine.open(moderator_settings(settings, name), paths, later, ignore_memory)
 
-    engine = ChatEngine.open(settings, paths, progress, force)
+    engine = ChatEngine.open(settings, paths, progress, ignore_memory)
     talk = Chat(engine, settings, store=store, load_moderator=load_now)
     if settings.guardrail in MODERATING:
         # Now, so that categories or a model that cannot be used are told before a question.
@@ -167,7 +165,7 @@ def _unseen(_label: str, _done: int, _total: int) -> None:
 
 
 def _talk(
-    settings: Settings, paths: Paths, notes: Notes, store: SessionFile | None, force: bool
+    settings: Settings, paths: Paths, notes: Notes, store: SessionFile | None, ignore_memory: bool
 ) -> None:
     """The prompt, while the model loads behind it."""
     import threading
@@ -178,12 +176,12 @@ def _talk(
     from mistral_chat.repl import Repl, open_repl
 
     def open_chat(progress: Progress) -> Chat:
-        return _open(settings, paths, notes, progress, store, force)
+        return _open(settings, paths, notes, progress, store, ignore_memory)
 
     def switch(name: str) -> ChatEngine:
         with notes.progress() as progress:
             changed = replace(settings, model=name)
-            return ChatEngine.open(changed, paths, progress, force)
+            return ChatEngine.open(changed, paths, progress, ignore_memory)
 
     future: Future[Chat] = Future()
     if needs_foreground(settings, paths):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mistral_chat.cli.application import PROGRAM, AsJson, Quiet, app, option
+from mistral_chat.cli.application import PROGRAM, AsJson, IgnoreMemory, Quiet, app, option
 from mistral_chat.errors import ExitCode, UsageError
 from mistral_chat.messages import Role
 from mistral_chat.settings import Paths, resolve
@@ -64,9 +64,7 @@ def moderate(
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Load the model even if memory seems too short.")
-    ] = False,
+    ignore_memory: IgnoreMemory = False,
     model: Annotated[str | None, option("model", "-m")] = None,
     moderator: Annotated[str | None, option("moderator")] = None,
     categories: Annotated[str | None, option("categories")] = None,
@@ -114,7 +112,7 @@ def moderate(
     def opened() -> Moderator:
         with notes.progress() as progress:
             chosen = moderator_settings(settings, settings.moderator or settings.model)
-            engine = ChatEngine.open(chosen, paths, progress, force)
+            engine = ChatEngine.open(chosen, paths, progress, ignore_memory)
         told = caution(engine.name)
         if told is not None:
             notes.say(told)

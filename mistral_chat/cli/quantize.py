@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mistral_chat.cli.application import AsJson, Quiet, app, option
+from mistral_chat.cli.application import AsJson, IgnoreMemory, Quiet, app, option
 from mistral_chat.errors import ExitCode, UsageError
 from mistral_chat.settings import Paths
 from quant.errors import SpecError
@@ -64,8 +64,9 @@ def quantize_weights(
     ] = False,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Replace a target; go on even if memory seems too short."),
+        typer.Option("--force", help="Replace the target, if it is a model made by this program."),
     ] = False,
+    ignore_memory: IgnoreMemory = False,
     threads: Annotated[int | None, option("threads")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -97,7 +98,16 @@ def quantize_weights(
     with Notes(quiet).progress() as progress:
         place = locate(source, paths, progress)
         order = Order(
-            place, target or place, recipe, text, not no_check, force, requantize, rotate, threads
+            place,
+            target or place,
+            recipe,
+            text,
+            check=not no_check,
+            force=force,
+            ignore_memory=ignore_memory,
+            requantize=requantize,
+            rotate=rotate,
+            threads=threads,
         )
         result: Quantized | Comparison
         if compare:
@@ -126,9 +136,7 @@ def perplexity(
         str | None,
         typer.Option(help="Another model of the same shape to compare with.", show_default=False),
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Load the model even if memory seems too short.")
-    ] = False,
+    ignore_memory: IgnoreMemory = False,
     threads: Annotated[int | None, option("threads")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -145,7 +153,7 @@ def perplexity(
     with Notes(quiet).progress() as progress:
         path = locate(model, paths, progress)
         reference = None if against is None else locate(against, paths, progress)
-        result = measure_perplexity(path, content, reference, threads, progress, force)
+        result = measure_perplexity(path, content, reference, threads, progress, ignore_memory)
     if as_json:
         typer.echo(result.to_json())
     else:

@@ -19,9 +19,10 @@ from .dequantized import Dequantized
 from .folders import CONFIG, CONSOLIDATED, INDEX, PARAMS, SINGLE, open_huggingface, open_mistral
 from .gguf import GGUFCheckpoint
 from .names import tensor_names
-from .native import WEIGHTS, Job, NativeCheckpoint, write
+from .native import WEIGHTS, NativeCheckpoint
 from .pickles import refuse_pickle, refuse_pickles
 from .rotated import Rotated
+from .writing import Job, write
 
 ROTATION_SEED = 1
 

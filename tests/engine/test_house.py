@@ -10,8 +10,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 QUANT = """
-errors config qtensor kernel_cache jit simd tiles kernels.threads kernels.matmul kernels.pointwise
-kernels.attention kernels.program kernels.probes kernels.quantize
+errors files config qtensor kernel_cache jit simd tiles
+kernels.threads kernels.matmul kernels.pointwise kernels.attention
+kernels.program kernels.probes kernels.quantize
 quantizers.grids quantizers.rounding quantizers.gptq quantizers.recipe quantizers.rotation
 quantizers weights cache cache_file sampling scratch reference cpu devices
 cuda cuda.simulated cuda.intrinsics cuda.jit cuda.pointwise cuda.matvec cuda.tensor_cores
@@ -21,7 +22,7 @@ split backend calibration model divergence
 generation scoring
 checkpoints.names checkpoints.checkpoint checkpoints.tensors checkpoints.blocks checkpoints.gguf
 checkpoints.folders checkpoints.pickles checkpoints.conversion checkpoints.dequantized
-checkpoints.rotated checkpoints.native checkpoints.comparison checkpoints bench
+checkpoints.rotated checkpoints.native checkpoints.writing checkpoints.comparison checkpoints bench
 """.split()
 
 CHAT = """

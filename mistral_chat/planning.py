@@ -50,7 +50,7 @@ class MemoryPlan:
 
     def to_json(self) -> str:
         """One JSON object in the names of the fields."""
-        return json.dumps(asdict(self), ensure_ascii=False)
+        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
 
     def print(self, console: Console) -> None:
         """A line for each part, and what this computer has."""

@@ -64,7 +64,7 @@ class Quantized:
 
     def to_json(self) -> str:
         """One JSON object in the names of the fields."""
-        return json.dumps(asdict(self), ensure_ascii=False)
+        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
 
     def sentences(self) -> list[str]:
         """What a person wants to know, a line each."""
@@ -162,7 +162,7 @@ class Comparison:
 
     def to_json(self) -> str:
         """A JSON list of objects in the names of the fields."""
-        return json.dumps([asdict(row) for row in self.rows], ensure_ascii=False)
+        return json.dumps([asdict(row) for row in self.rows], ensure_ascii=False, allow_nan=False)
 
     def sentences(self) -> list[str]:
         """A table."""
@@ -207,7 +207,7 @@ class Perplexity:
 
     def to_json(self) -> str:
         """One JSON object in the names of the fields."""
-        return json.dumps(asdict(self), ensure_ascii=False)
+        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
 
     def sentences(self) -> list[str]:
         """What a person wants to know, a line each."""

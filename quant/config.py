@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,12 +12,29 @@ from typing import Any
 import numpy as np
 
 from .errors import ConfigError, UnsupportedError
+from .files import read_file
 
 MOST_LAYERS = 4096
 """A number of layers beyond this is a damaged file's; the largest published models have 126."""
 
 ARCHITECTURES = ("llama", "mistral")
 """Names under which the one architecture of this engine goes in checkpoints."""
+
+
+_WHOLE_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 1 << 31
 
 
 @dataclass(frozen=True)
@@ -43,14 +61,12 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            whole = name.endswith(("_size", "_heads", "_layers", "_dim", "_embeddings"))
-            if (
-                whole
-                and name != "tie_word_embeddings"
-                and not (isinstance(value, int) and 0 < value < 1 << 31)
-            ):
-                raise ConfigError(f"The model's {name} is {value!r}; it must be a positive number.")
+        for name in _WHOLE_FIELDS:
+            if not _is_whole(getattr(self, name), 1):
+                raise ConfigError(
+                    f"The model's {name} is {getattr(self, name)!r}; it must be a positive whole "
+                    "number."
+                )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"{self.num_attention_heads} attention heads cannot share "
@@ -63,10 +79,17 @@ class ModelConfig:
             )
         if len(self.windows) != self.num_hidden_layers:
             raise ConfigError("The model's sliding windows do not match its number of layers.")
-        if any(window is not None and window < 1 for window in self.windows):
-            raise ConfigError("A sliding window must hold at least one token.")
-        if not (self.rms_norm_eps > 0 and self.rope_theta > 0):
-            raise ConfigError("The model's rms_norm_eps and rope_theta must be positive.")
+        if not all(window is None or _is_whole(window, 1) for window in self.windows):
+            raise ConfigError("A sliding window must be a number of tokens, at least one.")
+        for name in ("rms_norm_eps", "rope_theta"):
+            value = getattr(self, name)
+            if type(value) is not float or not 0 < value < math.inf:
+                raise ConfigError(f"The model's {name} is {value!r}; it must be a positive number.")
+        if type(self.tie_word_embeddings) is not bool:
+            raise ConfigError("The model's tie_word_embeddings must be true or false.")
+        ids = (*self.eos_token_ids, *(() if self.bos_token_id is None else (self.bos_token_id,)))
+        if not all(_is_whole(token, 0) for token in ids):
+            raise ConfigError(f"The model's end or beginning of text is {ids!r}: no token ids.")
 
     def matrices(self) -> dict[str, tuple[int, int]]:
         """Rows and columns of a layer's matrices, by the name of :class:`~quant.weights.Layer`."""
@@ -117,8 +140,8 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]
     hidden = number("embedding_length")
     layers = number("block_count")
     window = metadata.get(f"{architecture}.attention.sliding_window") or None
-    if "token_embd.weight" not in tensors:
-        raise ConfigError("The file has no tensor token_embd.weight.")
+    if len(tensors.get("token_embd.weight", ())) != 2:
+        raise ConfigError("The file has no matrix token_embd.weight.")
     head_dim = number("attention.key_length", hidden // heads if heads else 0)
     for name in ("attention.value_length", "rope.dimension_count"):
         if number(name, head_dim) != head_dim:
@@ -316,8 +339,10 @@ def windows_of(window: Any, layers: int, types: Any = None) -> tuple[int | None,
     if isinstance(window, str):
         try:
             window = json.loads(f"[{window.strip().strip('[]').replace('None', 'null')}]")
-        except ValueError:
-            raise ConfigError(f"The model's sliding_window {window!r} is not understood.") from None
+        except (ValueError, RecursionError):
+            raise ConfigError(
+                f"The model's sliding_window {window[:40]!r} is not understood."
+            ) from None
         window = window[0] if len(window) == 1 else window
     pattern = window if isinstance(window, (list, tuple)) else [window]
     if not pattern or layers % len(pattern):
@@ -326,8 +351,7 @@ def windows_of(window: Any, layers: int, types: Any = None) -> tuple[int | None,
             f"divide its {layers} layers."
         )
     for entry in pattern:
-        whole = isinstance(entry, int) and not isinstance(entry, bool) and entry > 0
-        if entry is not None and not whole:
+        if entry is not None and not _is_whole(entry, 1):
             raise ConfigError(f"The model's sliding_window holds {entry!r}, which is no length.")
     windows = tuple(pattern) * (layers // len(pattern))
     if types is None:
@@ -375,7 +399,7 @@ def _rope_theta(values: Mapping[str, Any]) -> float:
 
 def _whole(values: Mapping[str, Any], key: str) -> int:
     value = values.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 31:
+    if not isinstance(value, int) or not _is_whole(value, 1):
         raise ConfigError(f"The model's {key} is {value!r}; it must be a positive whole number.")
     return value
 
@@ -391,15 +415,22 @@ def _ids(value: Any) -> list[int]:
     """Token ids that are written as a number, a list of them, or null."""
     entries = value if isinstance(value, list) else [] if value is None else [value]
     for entry in entries:
-        if isinstance(entry, bool) or not isinstance(entry, int) or entry < 0:
+        if not _is_whole(entry, 0):
             raise ConfigError(f"The model's end or beginning of text is {value!r}: no token ids.")
     return entries
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; raises :class:`~quant.errors.ConfigError` where there is none."""
+MOST_JSON = 1 << 23
+"""Bytes of the largest file of JSON that is read; published ones have some thousands."""
+
+
+def read_json(path: Path, most: int = MOST_JSON) -> dict[str, Any]:
+    """The JSON object in an ordinary file of ``most`` bytes at most.
+
+    Raises :class:`~quant.errors.ConfigError` where there is none.
+    """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_file(path, most).decode("utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
@@ -420,11 +451,11 @@ def read_config(path: Path) -> ModelConfig:
 
     Raises :class:`~quant.errors.ConfigError` for text that is not such a configuration.
     """
+    values = read_json(path)
+    values.pop("model_type", None)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        values.pop("model_type", None)
         values["windows"] = tuple(values["windows"])
         values["eos_token_ids"] = tuple(values["eos_token_ids"])
         return ModelConfig(**values)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} is not a model configuration: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is not a model configuration: {error}.") from error

@@ -18,9 +18,9 @@ from .cache_file import read_cache, write_cache
 from .config import ModelConfig
 from .errors import ConfigError, ContextFullError, InputError
 from .qtensor import Floats
-from .sampling import Sampler
+from .sampling import Sampler, check_logits
 from .scratch import HEAD_TOKENS, Scratch
-from .weights import Weights
+from .weights import Weights, check_weights
 
 CHUNK = 256
 """Tokens of a prompt that are read at once; between chunks a reader can stop or show progress."""
@@ -60,11 +60,15 @@ def record_forward(
 
 
 class Model:
-    """A loaded model. ``source`` is the name of the file that it came from."""
+    """A loaded model. ``source`` is the name of the file that it came from.
+
+    Raises :class:`~quant.errors.CheckpointError` for weights that are not as ``config`` says.
+    """
 
     def __init__(
         self, config: ModelConfig, weights: Weights, source: str, identify: Callable[[], str]
     ) -> None:
+        check_weights(weights, config)
         self.config = config
         self.weights = weights
         self.source = source
@@ -189,7 +193,8 @@ class Session:
         (:attr:`position` tells).
 
         Raises :class:`~quant.errors.ContextFullError` before anything is computed if the ids do not
-        fit, :class:`~quant.errors.InputError` for no ids or an id outside the vocabulary.
+        fit, :class:`~quant.errors.InputError` for no ids or an id outside the vocabulary, and
+        :class:`~quant.errors.NotFiniteError` where what the model computes is no number.
         """
         return self._read(ids, every, progress, cancel)
 
@@ -210,6 +215,7 @@ class Session:
         if token is None:
             self._program.fetch(1)
             logits = self._scratch.logits[0, : self.model.config.vocab_size]
+            check_logits(logits)
             token = sampler.choose(logits, self.ids, draw)
         return token
 
@@ -230,6 +236,8 @@ class Session:
             done = start + part.size
             last = done == array.size or (cancel is not None and cancel())
             logits = self._feed_chunk(part, every, last, fetch)
+            if fetch:
+                check_logits(logits)
             kept.append(logits)
             if progress is not None:
                 progress(done, array.size)

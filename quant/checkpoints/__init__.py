@@ -10,7 +10,7 @@ from ..errors import CheckpointError, SpecError
 from ..model import Model
 from ..qtensor import QuantSpec, QuantTensor
 from ..quantizers.recipe import Recipe
-from ..weights import MATRICES, Layer, Matrix, Weights, check_shapes
+from ..weights import MATRICES, Layer, Matrix, Weights
 from .checkpoint import Checkpoint
 from .comparison import compare as compare
 from .conversion import Calibration as Calibration
@@ -80,7 +80,6 @@ def load(path: str | Path, spec: QuantSpec | None = None) -> Model:
         norm=_floats(read("norm")),
         head=embedding if config.tie_word_embeddings else read("head"),
     )
-    check_shapes(weights, config)
     return Model(config, weights, checkpoint.source, checkpoint.digest)
 
 

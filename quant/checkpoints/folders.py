@@ -21,6 +21,9 @@ CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PARAMS, CONSOLIDATED = "params.json", "consolidated*.safetensors"
 
+MOST_INDEX = 1 << 25
+"""Bytes of the largest index that is read."""
+
 _HARMLESS = re.compile(r".*rotary_emb\.inv_freq|lm_head\.weight|output\.weight")
 """Tensors that may be stored beside those that are read: RoPE's frequencies follow from its base,
 and with tied embeddings the head is a copy."""
@@ -140,7 +143,7 @@ def _all(paths: Sequence[Path]) -> dict[str, SafetensorsFile]:
 
 def _sharded(folder: Path) -> dict[str, SafetensorsFile]:
     """Every tensor of the shards that the index names, and of those alone."""
-    index = read_json(folder / INDEX).get("weight_map")
+    index = read_json(folder / INDEX, MOST_INDEX).get("weight_map")
     if not isinstance(index, dict) or not all(isinstance(file, str) for file in index.values()):
         raise ConfigError(f"{folder / INDEX} has no weight_map; fetch it again.")
     shards: dict[str, SafetensorsFile] = {}

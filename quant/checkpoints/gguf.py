@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ..config import ModelConfig, from_gguf
 from ..errors import CheckpointError, UnsupportedError
+from ..files import open_file
 from ..qtensor import Floats, QuantSpec
 from ..weights import Matrix
 from .blocks import BLOCK_TYPES, import_blocks
@@ -37,6 +38,10 @@ _SCALARS = {
     12: "d",
 }
 _STRING, _ARRAY = 8, 9
+MOST_HEADER, MOST_ENTRIES = 1 << 27, 1 << 22
+"""Bytes of the longest header, and entries of the longest array, that are read. Published models
+have some ten million bytes and half a million entries."""
+
 FLOAT_TYPES = {0: "F32", 1: "F16", 30: "BF16"}
 """Types of floats that are read, by GGML's number."""
 
@@ -66,6 +71,11 @@ class _Header:
             )
         part = self.data[self.at : self.at + count]
         self.at += count
+        if self.at > MOST_HEADER:
+            raise CheckpointError(
+                f"{self.path} has a header of more than {MOST_HEADER / 1e6:.0f} MB, which no model "
+                "has; it is damaged."
+            )
         return part
 
     def number(self, code: str) -> Any:
@@ -86,6 +96,11 @@ class _Header:
 
     def array(self) -> list[Any]:
         kind, count = self.number("I"), self.number("Q")
+        if count > MOST_ENTRIES:
+            raise CheckpointError(
+                f"{self.path} holds an array of {count} entries, more than any vocabulary has; it "
+                "is damaged."
+            )
         if kind in _SCALARS:
             size = struct.calcsize("<" + _SCALARS[kind])
             part = self.take(count * size)
@@ -109,11 +124,13 @@ class GGUFFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            data = np.memmap(path, np.uint8, "r")
+            with open_file(path) as file:
+                data = np.memmap(file, np.uint8, "r")
         except FileNotFoundError:
             raise CheckpointError(f"There is no file {path}.") from None
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}.") from error
+            reason = getattr(error, "strerror", None) or error
+            raise CheckpointError(f"{path} cannot be read: {reason}.") from error
         header = _Header(path, data)
         if len(data) < 4 or bytes(header.take(4)) != b"GGUF":
             raise CheckpointError(f"{path} is not a GGUF file.")

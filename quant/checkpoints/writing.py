@@ -24,11 +24,11 @@ import numpy.typing as npt
 from ..config import write_config
 from ..errors import CheckpointError, SpecError, StorageError
 from ..files import alone_in, new_folder, own_folder, put_back, put_in_place, sweep
-from ..qtensor import LINE, QuantSpec, QuantTensor, packed_shapes
+from ..qtensor import LINE, QuantSpec, QuantTensor
 from ..weights import Matrix
 from .checkpoint import Checkpoint
 from .names import tensor_names
-from .native import CONFIG, FORMAT, FORMAT_VERSION, TYPES, WEIGHTS
+from .native import CONFIG, FORMAT, FORMAT_VERSION, TYPES, WEIGHTS, parts_of
 from .tensors import SafetensorsFile
 
 JOURNAL, PARTIAL = "journal.json", ".partial"
@@ -72,7 +72,7 @@ def write(
     _check_target(target, force)
     names = tensor_names(checkpoint.config)
     plans = {name: job.plan(name) for name in names}
-    parts = {name: _parts(name, shape, spec) for name, (shape, spec) in plans.items()}
+    parts = {name: parts_of(name, shape, spec) for name, (shape, spec) in plans.items()}
     size = sum(_nbytes(kind, shape) for group in parts.values() for kind, shape in group.values())
     with _working_folder(target, size, identity) as folder:
         journal = Journal(folder, identity)
@@ -291,19 +291,6 @@ def _write_header(
     stream.write((layout.start - 8).to_bytes(8, "little") + text.ljust(layout.start - 8))
     stream.flush()
     os.fsync(stream.fileno())
-
-
-def _parts(
-    name: str, shape: tuple[int, ...], spec: QuantSpec | None
-) -> dict[str, tuple[str, tuple[int, ...]]]:
-    if spec is None:
-        return {name: ("F32", shape)}
-    rows, columns = shape
-    codes, scales = packed_shapes(rows, columns, spec)
-    parts = {f"{name}.codes": ("U8", codes), f"{name}.scales": ("F16", scales)}
-    if not spec.symmetric:
-        parts[f"{name}.minimums"] = ("F16", scales)
-    return parts
 
 
 def _arrays(name: str, tensor: Matrix) -> dict[str, npt.NDArray[Any]]:

@@ -31,6 +31,9 @@ from .errors import SpecError
 ROW_BLOCK = 16
 LINE = 64
 
+HALF_MAX = 65504.0
+"""The largest number that float16 holds."""
+
 Codes = npt.NDArray[np.uint8]
 Halves = npt.NDArray[np.float16]
 Floats = npt.NDArray[np.float32]

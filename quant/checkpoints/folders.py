@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ..config import ModelConfig, from_huggingface, from_params, read_json
+from ..config import ModelConfig, read_json
+from ..config_formats import from_huggingface, from_params
 from ..errors import CheckpointError, ConfigError
 from ..qtensor import Floats, QuantSpec
 from ..weights import Matrix

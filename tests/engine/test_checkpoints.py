@@ -161,7 +161,7 @@ def foreign(content: bytes) -> Callable[[Path], None]:
         (
             changed(keys={"llama.rope.scaling.type": "yarn"}),
             UnsupportedError,
-            "rope scaling 'yarn'",
+            "rope.scaling.type = 'yarn'",
         ),
         (changed(keys={"llama.expert_count": 8}), UnsupportedError, "mixture of experts"),
         (

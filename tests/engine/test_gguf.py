@@ -18,7 +18,7 @@ from quant.checkpoints import open_checkpoint
 from quant.checkpoints.blocks import BLOCK_TYPES, import_blocks
 from quant.checkpoints.gguf import GGUFFile
 from quant.checkpoints.native import NativeCheckpoint
-from quant.config import from_gguf
+from quant.config_formats import from_gguf
 from quant.errors import CheckpointError, ConfigError, QuantError, UnsupportedError
 
 from .models import TINY, write_gguf

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 import zipfile
 from collections.abc import Callable
@@ -17,7 +18,15 @@ import pytest
 import quant
 from quant.checkpoints import open_checkpoint
 from quant.checkpoints.gguf import MOST_ENTRIES
-from quant.errors import CheckpointError, ConfigError, NotFiniteError, QuantError, SpecError
+from quant.config_formats import from_gguf, from_huggingface
+from quant.errors import (
+    CheckpointError,
+    ConfigError,
+    NotFiniteError,
+    QuantError,
+    SpecError,
+    UnsupportedError,
+)
 from quant.files import read_file
 from quant.model import Model
 from quant.qtensor import QuantSpec, QuantTensor, packed_shapes
@@ -321,3 +330,79 @@ def test_tensors_that_lie_anywhere_in_a_file(native: Path) -> None:
         path.write_bytes(len(header).to_bytes(8, "little") + header + raw[8 + length :])
         session = quant.load(native).session(max_context=64)
         np.testing.assert_array_equal(session.feed([1, 2, 3]), expected)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fine"),
+    [
+        ("rope.scaling.factor", 8.0, False),
+        ("rope.scaling.factor", 1.0, True),
+        ("rope.scaling.factor", 0.0, True),
+        ("rope.scaling.type", "linear", True),
+        ("rope.scaling.type", "none", True),
+        ("rope.scaling.type", "longrope", False),
+        ("rope.scaling.attn_factor", 1.2, False),
+        ("rope.scaling.yarn_log_multiplier", 0.1, False),
+        ("rope.scaling.original_context_length", 4096, True),
+        ("rope.scale_linear", 4.0, False),
+        ("attention.causal", False, False),
+        ("attention.causal", True, True),
+        ("attention.scale", 0.5, False),
+        ("attention.scale", 32**-0.5, True),
+        ("attention.clamp_kqv", 8.0, False),
+        ("attention.temperature_scale", 0.1, False),
+        ("attention.max_alibi_bias", 8.0, False),
+        ("logit_scale", 0.0625, False),
+        ("logit_scale", 1.0, True),
+        ("final_logit_softcapping", 30.0, False),
+        ("embedding_scale", 12.0, False),
+        ("residual_scale", 0.22, False),
+        ("use_parallel_residual", True, False),
+    ],
+)
+def test_what_changes_the_mathematics_of_a_gguf(
+    tmp_path: Path, key: str, value: Any, fine: bool
+) -> None:
+    metadata = {"general.architecture": "llama", **GGUF_METADATA, f"llama.{key}": value}
+    shapes = {"token_embd.weight": (96, 64)}
+    if fine:
+        from_gguf(metadata, shapes)
+    else:
+        with pytest.raises(UnsupportedError, match=re.escape(f"{key} = {value!r}")):
+            from_gguf(metadata, shapes)
+
+
+GGUF_METADATA = {
+    "llama.block_count": 2,
+    "llama.context_length": 256,
+    "llama.embedding_length": 64,
+    "llama.feed_forward_length": 128,
+    "llama.attention.head_count": 2,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+}
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({"rope_scaling": {"factor": 8.0}}, "factor"),
+        ({"rope_parameters": {"rope_type": "default", "llama_4_scaling_beta": 0.1}}, "llama_4"),
+        (
+            {"rope_parameters": {"full": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}},
+            "partial",
+        ),
+        ({"attention_multiplier": 0.0078}, "attention_multiplier"),
+        ({"logits_scaling": 8.0}, "logits_scaling"),
+        ({"final_logit_softcapping": 30.0}, "softcapping"),
+        ({"is_causal": False}, "is_causal"),
+        ({"rope_scaling": {"type": None, "factor": 1.0}}, None),
+        ({"rope_scaling": {}, "residual_multiplier": 1.0, "is_causal": True}, None),
+        ({"temperature": 0.6, "logits_scaling": 1}, None),
+    ],
+)
+def test_what_changes_the_mathematics_of_a_folder(values: dict[str, Any], name: str | None) -> None:
+    if name is None:
+        from_huggingface({"model_type": "mistral", **values})
+    else:
+        with pytest.raises(UnsupportedError, match=name):
+            from_huggingface({"model_type": "mistral", **values})

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 QUANT = """
-errors files config qtensor kernel_cache jit simd tiles
+errors files config config_formats qtensor kernel_cache jit simd tiles
 kernels.threads kernels.matmul kernels.pointwise kernels.attention
 kernels.program kernels.probes kernels.quantize
 quantizers.grids quantizers.rounding quantizers.gptq quantizers.recipe quantizers.rotation

@@ -32,7 +32,7 @@ from mistral_chat.templates import (
     template_for,
 )
 from mistral_chat.tokenizers import Detokenizer, Tokenizer, check_vocabulary
-from quant.checkpoints import DEFAULT_SPEC, open_checkpoint
+from quant.checkpoints import DEFAULT_SPEC, fitting_spec, open_checkpoint
 from quant.devices import check_device, chosen
 from quant.errors import CacheError
 
@@ -135,6 +135,8 @@ class ChatEngine:
         gpu_layers: int | None = None,
     ) -> None:
         self.recommended: Mapping[str, object] = recommended or {}
+        # What a person should know of how it was loaded.
+        self.remark: str | None = None
         self._prefill = prefill
         self._placed: dict[str, Any] = {
             "threads": threads,
@@ -181,7 +183,8 @@ class ChatEngine:
             backend = chosen(settings.device)
             if backend == "cuda":
                 check_device()
-            model = quant.load(path, DEFAULT_SPEC)
+            spec = fitting_spec(config)
+            model = quant.load(path, spec)
 
             def open_session() -> quant.Session:
                 return model.session(
@@ -197,6 +200,14 @@ class ChatEngine:
                 model, tokenizer, template, open_session, settings.model, settings.prefill,
                 recommended_sampling(path), settings.threads, backend, settings.gpu_layers,
             )  # fmt: skip
+            floats = any(
+                checkpoint.describe(name)[1] is None for name in ("embedding", "layers.0.q")
+            )
+            if floats and spec != DEFAULT_SPEC:
+                engine.remark = (
+                    f"Weights are packed in groups of {spec.group_size}: "
+                    f"{DEFAULT_SPEC.group_size} columns do not divide this model's."
+                )
             kernels.result()
         if not engine.session.is_compiled:
             what = "Compiling the kernels, once on this computer"

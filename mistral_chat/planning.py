@@ -16,7 +16,7 @@ from mistral_chat.errors import MemoryShortError
 from mistral_chat.texts import LENGTH
 from quant import ModelConfig, QuantSpec
 from quant.cache import TILE, element_type
-from quant.checkpoints import DEFAULT_SPEC, open_checkpoint
+from quant.checkpoints import fitting_spec, open_checkpoint
 from quant.checkpoints.checkpoint import Checkpoint
 from quant.checkpoints.conversion import SLAB_WEIGHTS
 from quant.checkpoints.names import tensor_names
@@ -81,7 +81,8 @@ def plan_of(checkpoint: Checkpoint, context: int) -> MemoryPlan:
     config = checkpoint.config
     context = min(context, config.max_position_embeddings)
     names = tensor_names(config)
-    weights = sum(tensor_bytes(*checkpoint.describe(name), DEFAULT_SPEC) for name in names)
+    spec = fitting_spec(config)
+    weights = sum(tensor_bytes(*checkpoint.describe(name), spec) for name in names)
     cache = {kind: cache_bytes(config, context, kind) for kind in ("f16", "int8")}
     buffers = scratch_bytes(config, min(CHUNK, context))
     return MemoryPlan(

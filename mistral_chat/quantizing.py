@@ -21,7 +21,7 @@ from mistral_chat.models import open_tokenizer, save_companions
 from mistral_chat.planning import check_memory, check_quantizing_memory
 from mistral_chat.texts import SHORTEST, calibration_text, held_out_text, pieces
 from mistral_chat.tokenizers import check_vocabulary
-from quant.checkpoints import Calibration, compare, open_checkpoint
+from quant.checkpoints import Calibration, compare, fitting_spec, open_checkpoint
 from quant.checkpoints.names import tensor_names, tensor_shape
 from quant.checkpoints.native import NativeCheckpoint
 from quant.divergence import log_softmax
@@ -270,7 +270,7 @@ def _loss(
     progress: Callable[[str, int, int], None],
 ) -> tuple[float, int]:
     """The loss in nats, summed over all tokens that have one before them; and their number."""
-    model = quant.load(path, quant.QuantSpec())
+    model = quant.load(path, fitting_spec(open_checkpoint(path).config))
     session = model.session(max_context=max(map(len, texts)), threads=threads)
     loss, count = 0.0, 0
     for number, ids in enumerate(texts):

@@ -33,8 +33,12 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]
     if metadata.get(f"{architecture}.expert_count"):
         raise UnsupportedError("The model is a mixture of experts, which is not supported.")
 
+    layers = metadata.get(f"{architecture}.block_count")
+
     def number(name: str, default: Any = None) -> Any:
         value = metadata.get(f"{architecture}.{name}", default)
+        if isinstance(value, list) and value and value.count(value[0]) == len(value) == layers:
+            value = value[0]  # told for each layer
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ConfigError(f"The file does not say the model's {name}, or says {value!r}.")
         # 1e-5 is stored as a float32, 9.99999974e-06; what was meant is its shortest decimal.

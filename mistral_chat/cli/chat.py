@@ -113,6 +113,8 @@ def _open(
             return ChatEngine.open(moderator_settings(settings, name), paths, later, ignore_memory)
 
     engine = ChatEngine.open(settings, paths, progress, ignore_memory)
+    if engine.remark is not None:
+        notes.say(engine.remark)
     talk = Chat(engine, settings, store=store, load_moderator=load_now)
     if settings.guardrail in MODERATING:
         # Now, so that categories or a model that cannot be used are told before a question.

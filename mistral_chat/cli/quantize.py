@@ -26,7 +26,14 @@ def quantize_weights(
         typer.Argument(help="The folder to make; none with --compare.", show_default=False),
     ] = None,
     bits: Annotated[int, typer.Option(help="4 or 8.")] = 4,
-    group_size: Annotated[int, typer.Option(help="Weights that share a scale: 32, 64, 128.")] = 64,
+    group_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Weights that share a scale: 32, 64, 128.  [default: 64, or 32 where 64 do not "
+            "divide the model's columns]",
+            show_default=False,
+        ),
+    ] = None,
     method: Annotated[
         str,
         typer.Option(
@@ -80,23 +87,31 @@ def quantize_weights(
     from mistral_chat.render import Notes
     from mistral_chat.texts import decode
     from quant import QuantSpec
+    from quant.checkpoints import DEFAULT_SPEC, fitting_spec, open_checkpoint
     from quant.quantizers.recipe import Recipe
 
     if compare == (target is not None):
         raise UsageError("Name a target to make, or ask for --compare without one.")
-    try:
-        recipe = Recipe(
-            spec=QuantSpec(bits, group_size, symmetric),
-            head=QuantSpec(head_bits, group_size, symmetric),
-            method=method,
-            rules=tuple(_rule(text, group_size, symmetric) for text in tensor or ()),
-        )
-    except SpecError as error:
-        raise UsageError(str(error)) from error
+
+    def recipe_for(columns: int) -> Recipe:
+        """What is asked for, in groups of so many columns."""
+        try:
+            return Recipe(
+                spec=QuantSpec(bits, columns, symmetric),
+                head=QuantSpec(head_bits, columns, symmetric),
+                method=method,
+                rules=tuple(_rule(each, columns, symmetric) for each in tensor or ()),
+            )
+        except SpecError as error:
+            raise UsageError(str(error)) from error
+
+    recipe = recipe_for(group_size or DEFAULT_SPEC.group_size)
     text = None if calibrate is None else decode(read_input(calibrate), str(calibrate))
     paths = Paths.from_environment(os.environ)
     with Notes(quiet).progress() as progress:
         place = locate(source, paths, progress)
+        if group_size is None:
+            recipe = recipe_for(fitting_spec(open_checkpoint(place).config).group_size)
         order = Order(
             place,
             target or place,

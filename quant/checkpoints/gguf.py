@@ -136,6 +136,10 @@ class GGUFFile:
         if len(data) < 4 or bytes(header.take(4)) != b"GGUF":
             raise CheckpointError(f"{path} is not a GGUF file.")
         version = header.number("I")
+        if version in (2 << 24, 3 << 24):
+            raise UnsupportedError(
+                f"{path} is a GGUF in big-endian byte order; fetch the file for other computers."
+            )
         if version not in (2, 3):
             raise UnsupportedError(f"{path} is a GGUF of version {version}; 2 and 3 can be read.")
         tensors, values = header.number("Q"), header.number("Q")
@@ -197,6 +201,29 @@ def _type_name(kind: int) -> str:
         return f"number {kind}"
 
 
+def _refuse_other_contents(path: Path, file: GGUFFile) -> None:
+    """Raise UnsupportedError for a GGUF that holds something else than one whole model."""
+    metadata = file.metadata
+    kind = metadata.get("general.type", "model")
+    if kind != "model":
+        raise UnsupportedError(
+            f"{path} holds no model but what belongs to one (its general.type is {kind!r}); name "
+            "the model's own file."
+        )
+    parts = metadata.get("split.count", 1)
+    if parts != 1:
+        number = metadata.get("split.no", 0)
+        shown = number + 1 if isinstance(number, int) else number
+        raise UnsupportedError(
+            f"{path} is part {shown} of {parts} of a model; put them together with "
+            "'llama-gguf-split --merge FIRST-PART WHOLE.gguf', and name the whole file."
+        )
+    if not file.tensors:
+        raise UnsupportedError(
+            f"{path} has no tensors: it is a vocabulary alone; name the model's own file."
+        )
+
+
 class GGUFCheckpoint:
     """A model in a GGUF file; see :class:`~quant.checkpoints.checkpoint.Checkpoint`.
 
@@ -208,6 +235,7 @@ class GGUFCheckpoint:
 
     def __init__(self, path: Path) -> None:
         self._file = GGUFFile(path)
+        _refuse_other_contents(path, self._file)
         self.source = path.name
         self.import_errors: dict[str, float] = {}
         shapes = {name: info.shape for name, info in self._file.tensors.items()}

@@ -6,7 +6,7 @@ import itertools
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -30,6 +30,7 @@ from mistral_chat.settings import Paths, Settings
 from mistral_chat.templates import template_for
 from mistral_chat.tokenizers import tokenizer_from_gguf
 from quant.errors import CacheError, ConfigError, ContextFullError
+from tests.engine.models import TINY
 
 from .fakes import tiny_metadata
 
@@ -254,7 +255,10 @@ def loadable(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     asked: dict[str, Any] = {}
 
     class Model:
-        config = SimpleNamespace(max_position_embeddings=512, vocab_size=272, eos_token_ids=())
+        config = replace(TINY, max_position_embeddings=512, vocab_size=272, eos_token_ids=())
+
+        def describe(self, name: str) -> tuple[tuple[int, ...], quant.QuantSpec | None]:
+            return (), None
 
         def session(self, **more: Any) -> RememberingSession:
             asked.update(more)
@@ -274,10 +278,25 @@ def test_opening_takes_the_settings(loadable: dict[str, Any], paths: Paths) -> N
     settings = Settings(kv="int8", prefill="fast", threads=2)
     opened = ChatEngine.open(settings, paths, lambda label, done, total: None)
     assert opened.name == "smollm2"
+    assert opened.remark is None
     assert loadable == {
         "max_context": 512, "kv": "int8", "prefill": "fast", "threads": 2, "backend": "cpu",
         "gpu_layers": None,
     }  # fmt: skip
+
+
+def test_smaller_groups_are_told(
+    loadable: dict[str, Any], paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow = engine_module.open_checkpoint(Path())
+    narrow.config = replace(narrow.config, hidden_size=96)
+    monkeypatch.setattr(engine_module, "open_checkpoint", lambda path: narrow)
+    asked: list[quant.QuantSpec] = []
+    monkeypatch.setattr(quant, "load", lambda path, spec: asked.append(spec) or narrow)
+    opened = ChatEngine.open(Settings(), paths, lambda label, done, total: None)
+    assert [spec.group_size for spec in asked] == [32]
+    assert opened.remark is not None
+    assert "groups of 32" in opened.remark
 
 
 @pytest.mark.parametrize("ready", [False, True])

@@ -30,8 +30,8 @@ from mistral_chat.settings import Paths, Settings
 from mistral_chat.templates import template_for
 from mistral_chat.tokenizers import tokenizer_from_gguf
 from quant.errors import CacheError, ConfigError, ContextFullError
-from tests.engine.models import TINY
 
+from ..engine.models import TINY
 from .fakes import tiny_metadata
 
 TOKENIZER = tokenizer_from_gguf(tiny_metadata())

@@ -17,8 +17,9 @@ from mistral_chat.engine import (
     Usage,
     sampling_of,
 )
-from mistral_chat.errors import UsageError
+from mistral_chat.errors import TextTooLongError, UsageError
 from mistral_chat.guardrail import MODERATING, OFF, STRICT, system_prompt
+from mistral_chat.inputs import least_tokens
 from mistral_chat.judging import Judged, Moderators
 from mistral_chat.messages import Message, Role
 from mistral_chat.models import caution
@@ -121,6 +122,13 @@ class Chat:
         """The person's system prompt: the talk's own, else that of the settings."""
         return self.talk.system if self.talk.system is not None else self.settings.system
 
+    def check_length(self, text: str) -> None:
+        """Raise TextTooLongError for a text that cannot fit, before its tokens are made."""
+        context = self.engine.session.max_context
+        needed = least_tokens(self.engine.tokenizer, text)
+        if needed > context:
+            raise TextTooLongError(needed, context)
+
     def messages(self, question: str | None = None, again: bool = False) -> list[Message]:
         """What the model is told: the system prompt, the turns that are left, the question.
 
@@ -156,6 +164,7 @@ class Chat:
         ``on_full`` says is done first, and ``tell`` gets a sentence for each turn that goes. Raises
         ContextFullError for what does not fit all the same.
         """
+        self.check_length(question)
         self.last, self.verdicts = None, []
         if not (yield from self._question_passes(question, cancel, progress)):
             return

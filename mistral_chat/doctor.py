@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from mistral_chat import __version__
 from mistral_chat.models import list_models
 from mistral_chat.planning import available_memory
+from mistral_chat.screen import Screen
 from mistral_chat.settings import Paths, Settings
 from quant.cpu import kernels_compiled
 from quant.devices import copy_bandwidth, describe, missing
@@ -54,7 +54,7 @@ class Report:
         """One JSON object in the names of the fields."""
         return json.dumps(asdict(self), ensure_ascii=False)
 
-    def print(self, console: Console) -> None:
+    def print(self, console: Screen) -> None:
         """A line for each fact, then the problems."""
         table = Table.grid(padding=(0, 2))
         compiled = [kind for kind, ready in self.kernels_compiled.items() if ready]
@@ -74,9 +74,9 @@ class Report:
             ("command", ", ".join(self.commands) or "not on the PATH"),
         ):
             table.add_row(name, value or "none")
-        console.print(table, markup=False)
+        console.print(table)
         for problem in self.problems:
-            console.print(problem, style="yellow", markup=False)
+            console.print(problem, style="yellow")
         if not self.problems:
             console.print("Nothing is amiss.", style="green")
 
@@ -132,7 +132,7 @@ def commands_on_path(path: str) -> list[str]:
 
 
 def _terminal(environ: Mapping[str, str]) -> dict[str, Any]:
-    console = Console()
+    console = Screen()
     return {
         "TERM": environ.get("TERM", "(not set)"),
         "size": f"{console.width} x {console.height}",

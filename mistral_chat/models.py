@@ -11,6 +11,7 @@ from pathlib import Path
 import quant
 from mistral_chat.download import PinnedFile, Progress, check_free_space, fetch, workspace
 from mistral_chat.errors import ModelMissingError
+from mistral_chat.files import check_waits_for_nobody, expanded
 from mistral_chat.settings import Paths, nearest
 from mistral_chat.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_gguf
 from quant.checkpoints.folders import GENERATION_CONFIG
@@ -130,7 +131,7 @@ def installed(name: str, paths: Paths) -> Path | None:
 
 def is_here(name: str, paths: Paths) -> bool:
     """Whether that model can be opened without fetching anything."""
-    return installed(name, paths) is not None or Path(name).expanduser().exists()
+    return installed(name, paths) is not None or expanded(name).exists()
 
 
 def list_models(paths: Paths) -> list[ModelEntry]:
@@ -185,11 +186,13 @@ def locate(name: str, paths: Paths, progress: Progress) -> Path:
     """
     here = installed(name, paths)
     if here is not None:
+        check_waits_for_nobody(here)
         return here
     if name in EMBEDDED:
         return install(EMBEDDED[name], paths, progress)
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.exists():
+        check_waits_for_nobody(path)
         return path
     if name in HUB_MODELS:
         raise ModelMissingError(
@@ -257,8 +260,9 @@ def open_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a model's folder or GGUF file, or in a tokenizer's own file.
 
     Raises CheckpointError where it is missing or broken, UnsupportedError where its kind is not
-    handled.
+    handled, UsageError for a pipe or a device.
     """
+    check_waits_for_nobody(path)
     if path.is_file():
         with path.open("rb") as file:
             if file.read(4) == GGUF_MAGIC:

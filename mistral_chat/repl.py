@@ -26,11 +26,13 @@ from prompt_toolkit.output import Output
 from mistral_chat.chat import Chat, ChatEvent, Engine
 from mistral_chat.commands import Outcome, Room, completions, run
 from mistral_chat.engine import Finished, StartsOver, TextDelta, stopped_by_interrupt
-from mistral_chat.errors import UsageError, sentence
+from mistral_chat.errors import UsageError, is_told, sentence
+from mistral_chat.files import read_text
 from mistral_chat.guardrail import GUARDRAIL_PROMPT, OFF
 from mistral_chat.inputs import decode_typed
 from mistral_chat.judging import Judged
 from mistral_chat.messages import Role
+from mistral_chat.printable import printable
 from mistral_chat.render import Notes, answer_writer
 from mistral_chat.settings import Paths
 from mistral_chat.template_view import TemplateView
@@ -167,7 +169,7 @@ def edit_text(text: str, folder: Path) -> str:
             ) from error
         if code != 0:
             raise UsageError(f"The editor {editor!r} ended with code {code}; nothing was changed.")
-        return path.read_text(encoding="utf-8", errors="replace").rstrip("\n")
+        return read_text(path).rstrip("\n")
     finally:
         path.unlink(missing_ok=True)
 
@@ -254,15 +256,15 @@ class Repl:
             try:
                 if not self._handle(line):
                     break
-            except QuantError as error:
-                if self._room is None:
-                    raise
-                self._notes.warn(sentence(error))
-            except OSError as error:
-                self._notes.warn(sentence(error))
             except KeyboardInterrupt:
                 # Pressed just before or after an answer, where there is nothing to stop.
                 continue
+            except Exception as error:
+                # Without a model there is nothing to go on with; else only a fault of this program
+                # ends the talk, of which every turn is on the disk.
+                if self._room is None or not is_told(error):
+                    raise
+                self._notes.warn(sentence(error))
         self._leave()
 
     def _present(self) -> Room | None:
@@ -331,7 +333,7 @@ class Repl:
         if outcome.prompt:
             self._view(chat).print(self._stdout)
         if outcome.text:
-            self._stdout.write(outcome.text + "\n")
+            self._stdout.write(printable(outcome.text) + "\n")
             self._stdout.flush()
         if outcome.edit is not None:
             edited = edit_text(outcome.edit, self._paths.state)

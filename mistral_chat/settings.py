@@ -18,6 +18,7 @@ from typing import Any
 from platformdirs import PlatformDirs
 
 from mistral_chat.errors import UsageError
+from mistral_chat.files import expanded, is_missing, read_text
 from mistral_chat.guardrail import MODES, OFF
 
 APPLICATION = "mistral-chat"
@@ -42,6 +43,7 @@ class Setting:
     help: str
     choices: tuple[str, ...] = ()
     minimum: float | None = None
+    maximum: int | None = None
     live: bool = False
 
     @property
@@ -74,6 +76,8 @@ class Setting:
         # Written so that a NaN, which compares false with everything, is refused too.
         if self.minimum is not None and not value >= self.minimum:  # type: ignore[operator]
             raise UsageError(f"{place}: {self.name} must be at least {self.minimum:g}.")
+        if self.maximum is not None and value > self.maximum:  # type: ignore[operator]
+            raise UsageError(f"{place}: {self.name} must be at most {self.maximum}.")
         return value
 
     def parse(self, text: str, place: str) -> Any:
@@ -109,7 +113,7 @@ class Settings:
         minimum=1,
     )
     threads: int | None = _row(
-        int, None, "Processor threads (default: one for each core).", minimum=1
+        int, None, "Processor threads (default: one for each core).", minimum=1, maximum=1024
     )
     device: str = _row(
         str,
@@ -283,7 +287,7 @@ class Paths:
         """The platform's folders, or four below MISTRAL_CHAT_HOME where that is set."""
         home = environ.get(HOME_VARIABLE)
         if home:
-            root = Path(home).expanduser().absolute()
+            root = expanded(home).absolute()
             return cls(root / "config", root / "data", root / "state", root / "cache")
         folders = PlatformDirs(APPLICATION, appauthor=False)
         return cls(
@@ -315,13 +319,9 @@ class Paths:
 
 
 def _read_config(path: Path) -> dict[str, object]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
+    if is_missing(path):
         return {}
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text; save it as UTF-8.") from error
-    return parse_toml(text, str(path))
+    return parse_toml(read_text(path), str(path))
 
 
 def parse_toml(text: str, place: str) -> dict[str, Any]:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from mistral_chat import __version__
-from mistral_chat.errors import ClosedPipeError
+from mistral_chat.errors import ClosedPipeError, UsageError
+from mistral_chat.printable import printable, printable_json
 from mistral_chat.settings import all_settings, setting
 
 PROGRAM = "mistral-chat"
 DEFAULT_COMMAND = "chat"
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class _Group(typer.core.TyperGroup):
@@ -27,7 +32,60 @@ class _Group(typer.core.TyperGroup):
             raise ClosedPipeError from error
 
 
-app = typer.Typer(
+class _Command(typer.core.TyperCommand):
+    """A command. Its arguments are looked at before it runs, those of every command here."""
+
+    def invoke(self, ctx: Any) -> Any:
+        rows = {row.flag: row for row in all_settings()}
+        for parameter in self.params:
+            value = ctx.params.get(parameter.name)
+            name = parameter.opts[0] if parameter.opts[0].startswith("-") else "the argument"
+            for each in value if isinstance(value, list | tuple) else [value]:
+                check_text(each, name)
+            if value is not None and name in rows:
+                rows[name].check(value, name)
+        return super().invoke(ctx)
+
+
+def check_text(value: object, name: str) -> None:
+    """Raise UsageError for a text that was not UTF-8; its bytes arrive as halves of pairs.
+
+    Paths are no texts: the name of a file may be any bytes.
+    """
+    if not isinstance(value, str):
+        return
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{name} is not UTF-8 text (character {error.start}); write it in UTF-8."
+        ) from error
+
+
+class Application(typer.Typer):
+    """A group of commands that look at their arguments first."""
+
+    def command(self, name: str | None = None, **more: Any) -> Callable[[Function], Function]:
+        """Add a command, as Typer does."""
+        return super().command(name, cls=_Command, **more)
+
+
+def tell(text: str, err: bool = False, end: str = "\n") -> None:
+    """Print a line of what this program says, to be read: nothing in it steers a terminal."""
+    typer.echo(printable(text) + end, nl=False, err=err)
+
+
+def tell_json(text: str) -> None:
+    """Print JSON; the same value everywhere, and nothing in it steers a terminal."""
+    typer.echo(printable_json(text))
+
+
+def tell_content(text: str) -> None:
+    """Print what a person keeps: as it is into a pipe or a file, made printable on a terminal."""
+    typer.echo(printable(text) if sys.stdout.isatty() else text)
+
+
+app = Application(
     name=PROGRAM,
     cls=_Group,
     help="Chat with a language model in this terminal: private, offline, on this computer.",
@@ -93,7 +151,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing beside t
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"{PROGRAM} {__version__}")
+        tell(f"{PROGRAM} {__version__}")
         raise typer.Exit
 
 

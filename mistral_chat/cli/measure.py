@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mistral_chat.cli.application import AsJson, Quiet, app, option
+from mistral_chat.cli.application import AsJson, Quiet, app, option, tell_json
 from mistral_chat.errors import ExitCode
 from mistral_chat.settings import Paths, resolve, setting
 
@@ -50,10 +50,9 @@ def bench(
     paths = Paths.from_environment(os.environ)
     settings = resolve(flags, os.environ, paths)
 
-    from rich.console import Console
-
     from mistral_chat.bench import Plan, run_benchmark
     from mistral_chat.render import Notes
+    from mistral_chat.screen import Screen
 
     plan = Plan(
         prefill or [128, 512], depth or [0, 1024], rounds, geometry, layers, bits, group_size,
@@ -62,9 +61,9 @@ def bench(
     with Notes(quiet).progress() as progress:
         report = run_benchmark(plan, settings, paths, progress)
     if as_json:
-        typer.echo(report.to_json())
+        tell_json(report.to_json())
     else:
-        report.print(Console())
+        report.print(Screen())
     return ExitCode.DONE
 
 
@@ -94,5 +93,5 @@ def warmup(
         report = warm_up(kinds, progress)
     notes.say(report.sentence())
     if as_json:
-        typer.echo(report.to_json())
+        tell_json(report.to_json())
     return ExitCode.DONE

@@ -25,7 +25,7 @@ checkpoints.rotated checkpoints.native checkpoints.comparison checkpoints bench
 """.split()
 
 CHAT = """
-errors guardrail settings categories messages
+printable screen errors files guardrail settings categories messages
 tokenizers.detokenizer tokenizers.config tokenizers.sentencepiece tokenizers.tekken
 tokenizers.huggingface tokenizers templates.parts templates.mistral
 templates.chatml templates.jinja templates download hub models families info texts planning

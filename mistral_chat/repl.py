@@ -31,6 +31,7 @@ from mistral_chat.files import read_text
 from mistral_chat.guardrail import GUARDRAIL_PROMPT, OFF
 from mistral_chat.inputs import decode_typed
 from mistral_chat.judging import Judged
+from mistral_chat.keyboard import Keyboard
 from mistral_chat.messages import Role
 from mistral_chat.printable import printable
 from mistral_chat.render import Notes, answer_writer
@@ -195,6 +196,7 @@ class Repl:
         self._room: Room | None = None
         self._pastes = Pastes()
         self._draft = ""
+        self._keyboard = Keyboard.of_process()
 
     def run(
         self,
@@ -217,6 +219,7 @@ class Repl:
             bottom_toolbar=self._toolbar,
             editing_mode=EditingMode.VI if vi else EditingMode.EMACS,
             tempfile_suffix=".md",
+            enable_suspend=True,
             input=source,
             output=sink,
         )
@@ -236,19 +239,25 @@ class Repl:
             if editor.app.is_running and not editor.app.is_done:
                 editor.app.exit(exception=error)
 
-        self._notes.say(f"{self._name}. /help lists the commands, Ctrl-D leaves.")
         watched = False
+
+        def watch() -> None:
+            nonlocal watched
+            if not watched:
+                watched = True
+                self._open_chat.add_done_callback(loaded)
+
+        self._notes.say(f"{self._name}. /help lists the commands, Ctrl-D leaves.")
+        with self._keyboard.waiting():
+            self._loop(lambda draft: editor.prompt("> ", default=draft, pre_run=watch))
+        self._leave()
+
+    def _loop(self, prompt: Callable[[str], str]) -> None:
+        """Ask for lines and carry them out; ``prompt`` takes what stands in the line already."""
         while True:
             draft, self._draft = self._draft, ""
-
-            def watch() -> None:
-                nonlocal watched
-                if not watched:
-                    watched = True
-                    self._open_chat.add_done_callback(loaded)
-
             try:
-                line = editor.prompt("> ", default=draft, pre_run=watch)
+                line = prompt(draft)
             except KeyboardInterrupt:
                 continue
             except EOFError:
@@ -265,7 +274,6 @@ class Repl:
                 if self._room is None or not is_told(error):
                     raise
                 self._notes.warn(sentence(error))
-        self._leave()
 
     def _present(self) -> Room | None:
         """The room, once the model is there; raises nothing."""
@@ -336,7 +344,8 @@ class Repl:
             self._stdout.write(printable(outcome.text) + "\n")
             self._stdout.flush()
         if outcome.edit is not None:
-            edited = edit_text(outcome.edit, self._paths.state)
+            with self._keyboard.lent():
+                edited = edit_text(outcome.edit, self._paths.state)
             if edited.strip() and edited != outcome.edit:
                 self._ask(edited, self._pastes.line(edited), again=True)
             else:

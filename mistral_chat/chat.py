@@ -45,6 +45,7 @@ class Engine(Protocol):
     template: ChatTemplate
     tokenizer: Tokenizer
     recommended: Mapping[str, object]
+    complaints: Sequence[str]
 
     def reply(
         self,
@@ -109,6 +110,7 @@ class Chat:
 
     def __post_init__(self) -> None:
         self.settings = self.settings.with_recommended(self.engine.recommended, self.engine.name)
+        self.notice = " ".join(filter(None, (self.notice, *self.engine.complaints))) or None
         if self.store is not None:
             self.talk = self.store.talk
 
@@ -213,7 +215,8 @@ class Chat:
         moderator = self._moderators.choose(self.engine, self.settings, self.load_moderator)
         if moderator.name not in self._cautioned:
             self._cautioned.add(moderator.name)
-            self.notice = caution(moderator.name) or self.notice
+            told = filter(None, (self.notice, caution(moderator.name)))
+            self.notice = " ".join(told) or None
         return moderator
 
     def _question_passes(

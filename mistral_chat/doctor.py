@@ -20,6 +20,7 @@ from mistral_chat.models import list_models
 from mistral_chat.planning import available_memory
 from mistral_chat.screen import Screen
 from mistral_chat.settings import Paths, Settings
+from mistral_chat.warmup import cannot_keep
 from quant.cpu import kernels_compiled
 from quant.devices import copy_bandwidth, describe, missing
 from quant.jit import cache_folder, instruction_set
@@ -91,7 +92,10 @@ def examine(settings: Settings, paths: Paths, environ: Mapping[str, str]) -> Rep
             f"installs one, too); {commands[0]} is the one that runs."
         )
     compiled = {kind: kernels_compiled(kind) for kind in ("f16", "int8")}
-    if not compiled[settings.kv]:
+    unkept = cannot_keep()
+    if unkept is not None:
+        problems.append(unkept)
+    elif not compiled[settings.kv]:
         problems.append("The kernels are not compiled yet; 'mistral-chat warmup' does it now.")
     gpu = _gpu(settings)
     if settings.device == "cuda" and missing() is not None:

@@ -133,8 +133,10 @@ class ChatEngine:
         threads: int | None = None,
         backend: str = "cpu",
         gpu_layers: int | None = None,
+        complaints: Sequence[str] = (),
     ) -> None:
         self.recommended: Mapping[str, object] = recommended or {}
+        self.complaints = complaints
         self._prefill = prefill
         self._placed: dict[str, Any] = {
             "threads": threads,
@@ -193,9 +195,11 @@ class ChatEngine:
                     gpu_layers=settings.gpu_layers,
                 )
 
+            complaints: list[str] = []
             engine = cls(
                 model, tokenizer, template, open_session, settings.model, settings.prefill,
-                recommended_sampling(path), settings.threads, backend, settings.gpu_layers,
+                recommended_sampling(path, complaints.append), settings.threads, backend,
+                settings.gpu_layers, complaints,
             )  # fmt: skip
             kernels.result()
         if not engine.session.is_compiled:

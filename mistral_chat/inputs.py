@@ -56,8 +56,9 @@ def most_bytes(context: int) -> tuple[int, TooLong]:
 
     Far more than fits: a text that is refused here needs no model to tell that it is too long.
     """
-    error = TextTooLongError(context + 1, context)
-    return min(context * BYTES_PER_TOKEN, MOST_BYTES), lambda _place: error
+    if context * BYTES_PER_TOKEN > MOST_BYTES:
+        return MOST_BYTES, too_long
+    return context * BYTES_PER_TOKEN, lambda _place: TextTooLongError(context + 1, context)
 
 
 def least_tokens(tokenizer: Tokenizer, text: str) -> int:

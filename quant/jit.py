@@ -102,13 +102,32 @@ def instruction_set() -> str:
     return wanted
 
 
-@functools.cache
 def cache_folder() -> Path:
-    """A writable folder for compiled kernels.
+    """A writable folder for compiled kernels: that of :func:`kept_folder`, or a private one.
 
-    The first that can be written of: the environment's, the user's cache folder, a private folder
-    that lasts as long as the process (then every start compiles anew).
+    The private one lasts as long as the process, so that every start compiles anew.
     """
+    return kept_folder() or Path(_private_folder().name)
+
+
+@functools.cache
+def kept_folder() -> Path | None:
+    """The folder in which compiled kernels are kept for later starts; None where none can be.
+
+    The first that can be written of :func:`possible_folders`.
+    """
+    for folder in possible_folders():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError:
+            continue
+        return folder
+    return None
+
+
+def possible_folders() -> list[Path]:
+    """Where compiled kernels may be kept: the environment's folder, the user's cache folder."""
     candidates = []
     if os.environ.get(CACHE_VARIABLE):
         candidates.append(Path(os.environ[CACHE_VARIABLE]))
@@ -116,14 +135,7 @@ def cache_folder() -> Path:
         candidates.append(Path(os.environ[HOME_VARIABLE]) / "cache" / "kernels")
     else:
         candidates.append(platformdirs.user_cache_path("mistral-chat") / "kernels")
-    for folder in candidates:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-        except OSError:
-            continue
-        return folder
-    return Path(_private_folder().name)
+    return candidates
 
 
 @functools.cache

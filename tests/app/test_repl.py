@@ -452,7 +452,7 @@ def test_ctrl_z_suspends_and_fg_goes_on(
         screen.send("two" + ENTER)
         screen.wait_for("second")
     else:
-        screen.wait(lambda lines: "> draft" in lines[lines.index("$ fg") :])
+        screen.wait(lambda lines: "$ fg" in lines and "> draft" in lines[lines.index("$ fg") :])
         screen.send(ENTER)
         screen.wait_for("first")
     screen.ready()

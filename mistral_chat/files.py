@@ -161,11 +161,11 @@ def is_missing(path: Path) -> bool:
 
 
 def check_waits_for_nobody(path: Path) -> None:
-    """Raise UsageError for a model's file, or a folder with a file, that is none on a disk.
+    """Raise UsageError for a file, or a folder with a file, that is none on a disk.
 
     A pipe, a socket or a device in its place would be waited for without end.
     """
     inside = path.iterdir() if path.is_dir() else ()
     for each in (path, *inside):
         if each.exists() and not (each.is_file() or each.is_dir()):
-            raise UsageError(f"{each} is a pipe or a device; a model's files must lie on a disk.")
+            raise UsageError(f"{each} is a pipe or a device; put a file in its place.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from mistral_chat.errors import UsageError
-from mistral_chat.files import decode
+from mistral_chat.files import without_mark
 
 
 class Role(StrEnum):
@@ -39,7 +39,7 @@ def read_conversation(data: bytes) -> list[Message]:
     [Message(role=<Role.USER: 'user'>, text='Hi')]
     """
     try:
-        values = json.loads(decode(data, "the conversation"))
+        values = json.loads(without_mark(data, "The conversation").decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise UsageError(f"The conversation is not JSON in UTF-8: {error}.") from error
     if not isinstance(values, list):

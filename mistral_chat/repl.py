@@ -27,7 +27,7 @@ from mistral_chat.chat import Chat, ChatEvent, Engine
 from mistral_chat.commands import Outcome, Room, completions, run
 from mistral_chat.engine import Finished, StartsOver, TextDelta, stopped_by_interrupt
 from mistral_chat.errors import UsageError, is_told, sentence
-from mistral_chat.files import read_text
+from mistral_chat.files import check_waits_for_nobody, without_mark
 from mistral_chat.guardrail import GUARDRAIL_PROMPT, OFF
 from mistral_chat.inputs import decode_typed
 from mistral_chat.judging import Judged
@@ -76,7 +76,7 @@ class Pastes:
 
     def mark(self, text: str) -> str:
         """What to put into the line for a paste."""
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
+        text = decode_typed(text).replace("\r\n", "\n").replace("\r", "\n")
         if len(text) <= LONGEST_SHOWN:
             return text
         mark = f"[paste {len(self._texts) + 1}: {len(text)} characters]"
@@ -128,7 +128,11 @@ def key_bindings(pastes: Pastes) -> KeyBindings:
 
 
 def open_history(path: Path) -> FileHistory:
-    """The history file, made so that only its owner can read it. Raises OSError."""
+    """The history file, made so that only its owner can read it.
+
+    Raises OSError, and UsageError for a pipe or a device, which would be waited for.
+    """
+    check_waits_for_nobody(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     os.close(os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600))
     path.chmod(0o600)
@@ -170,7 +174,9 @@ def edit_text(text: str, folder: Path) -> str:
             ) from error
         if code != 0:
             raise UsageError(f"The editor {editor!r} ended with code {code}; nothing was changed.")
-        return read_text(path).rstrip("\n")
+        # A mark that an editor puts first is no part of the text; what is no text shows.
+        data = without_mark(path.read_bytes(), "What was edited")
+        return data.decode("utf-8", "replace").rstrip("\n")
     finally:
         path.unlink(missing_ok=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,9 @@ from rich.text import Text
 
 from mistral_chat.printable import printable
 
+_DIGITS = 4
+"""Digits of a terminal's size; Rich would draw for any that the environment names."""
+
 
 class Screen(Console):
     """A Rich console whose texts are printable, whether they are given as text or drawn.
@@ -19,12 +23,20 @@ class Screen(Console):
     """
 
     def __init__(self, **more: Any) -> None:
-        super().__init__(**{"markup": False, "emoji": False, **more})
+        super().__init__(**{"markup": False, "emoji": False, "_environ": _environment(), **more})
         self.push_render_hook(_Neutral())
 
     def render_str(self, text: str, **more: Any) -> Text:
         """A text to be drawn; made printable before its width is measured."""
         return super().render_str(printable(text), **more)
+
+
+def _environment() -> dict[str, str]:
+    """The variables that Rich reads, without a size that no terminal has."""
+    sizes = {name: os.environ.get(name, "") for name in ("COLUMNS", "LINES")}
+    return {
+        name: value for name, value in os.environ.items() if len(sizes.get(name, "")) <= _DIGITS
+    }
 
 
 class _Neutral(RenderHook):

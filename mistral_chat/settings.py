@@ -69,6 +69,8 @@ class Setting:
             raise UsageError(
                 f"{place}: {self.name} must be {wanted[self.kind]}, not {brief(value)}."
             )
+        if isinstance(value, str):
+            check_text(value, f"{place}: {self.name}")
         if self.choices and value not in self.choices:
             raise UsageError(
                 f"{place}: {self.name} must be {' or '.join(self.choices)}, not {brief(value)}."
@@ -258,6 +260,16 @@ def nearest(name: str, names: Mapping[str, object]) -> str:
     """
     matches = get_close_matches(name, names, n=1)
     return f"; did you mean {matches[0]!r}?" if matches else "."
+
+
+def check_text(value: str, name: str) -> None:
+    """Raise UsageError for a text that was not UTF-8; its bytes arrive as halves of pairs."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{name} is not UTF-8 text (character {error.start}); write it in UTF-8."
+        ) from error
 
 
 def brief(value: object) -> str:

@@ -67,7 +67,9 @@ def _run(arguments: Sequence[str]) -> int:
         return ExitCode.DONE
     except (KeyboardInterrupt, typer.Abort):
         return ExitCode.INTERRUPTED
-    except Exception as error:
+    except SystemExit:
+        raise
+    except BaseException as error:  # those of libraries in Rust are no Exception
         try:
             if sys.stdout is not None:
                 sys.stdout.flush()

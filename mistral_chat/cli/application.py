@@ -11,9 +11,9 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from mistral_chat import __version__
-from mistral_chat.errors import ClosedPipeError, UsageError
+from mistral_chat.errors import ClosedPipeError
 from mistral_chat.printable import printable, printable_json
-from mistral_chat.settings import all_settings, setting
+from mistral_chat.settings import all_settings, check_text, setting
 
 PROGRAM = "mistral-chat"
 DEFAULT_COMMAND = "chat"
@@ -41,25 +41,13 @@ class _Command(typer.core.TyperCommand):
             value = ctx.params.get(parameter.name)
             name = parameter.opts[0] if parameter.opts[0].startswith("-") else "the argument"
             for each in value if isinstance(value, list | tuple) else [value]:
-                check_text(each, name)
-            if value is not None and name in rows:
+                # Paths are no texts: the name of a file may be any bytes.
+                if isinstance(each, str):
+                    check_text(each, name)
+            # One that may be repeated, such as bench's --prefill, is none of the settings.
+            if value is not None and name in rows and not parameter.multiple:
                 rows[name].check(value, name)
         return super().invoke(ctx)
-
-
-def check_text(value: object, name: str) -> None:
-    """Raise UsageError for a text that was not UTF-8; its bytes arrive as halves of pairs.
-
-    Paths are no texts: the name of a file may be any bytes.
-    """
-    if not isinstance(value, str):
-        return
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UsageError(
-            f"{name} is not UTF-8 text (character {error.start}); write it in UTF-8."
-        ) from error
 
 
 class Application(typer.Typer):

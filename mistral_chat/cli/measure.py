@@ -11,26 +11,37 @@ from mistral_chat.cli.application import AsJson, Quiet, app, option, tell_json
 from mistral_chat.errors import ExitCode
 from mistral_chat.settings import Paths, resolve, setting
 
+MOST_TOKENS, MOST_ROUNDS, MOST_LAYERS = 1 << 20, 1000, 1000
+"""What may be measured: more is a slip of the finger, and would take all memory or days."""
+
 
 @app.command()
 def bench(
     prefill: Annotated[
         list[int] | None,
-        typer.Option(help="Length of a prompt to read; may be repeated.", min=1, metavar="TOKENS"),
+        typer.Option(
+            help="Length of a prompt to read; may be repeated.",
+            min=1,
+            max=MOST_TOKENS,
+            metavar="TOKENS",
+        ),
     ] = None,
     depth: Annotated[
         list[int] | None,
-        typer.Option(help="Tokens in the cache while decoding; may be repeated.", min=0),
+        typer.Option(
+            help="Tokens in the cache while decoding; may be repeated.", min=0, max=MOST_TOKENS
+        ),
     ] = None,
     rounds: Annotated[
-        int, typer.Option(help="Measurements of each; medians are shown.", min=1)
+        int, typer.Option(help="Measurements of each; medians are shown.", min=1, max=MOST_ROUNDS)
     ] = 5,
     geometry: Annotated[
         str | None,
         typer.Option(help="Random weights of known shapes, without a file: mistral-7b, ..."),
     ] = None,
     layers: Annotated[
-        int | None, typer.Option(help="With --geometry: layers, instead of all.", min=1)
+        int | None,
+        typer.Option(help="With --geometry: layers, instead of all.", min=1, max=MOST_LAYERS),
     ] = None,
     bits: Annotated[int, typer.Option(help="With --geometry: 4 or 8.")] = 4,
     group_size: Annotated[int, typer.Option(help="With --geometry: 32, 64 or 128.")] = 64,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import stat
@@ -15,8 +16,9 @@ from typing import Any
 import pytest
 
 from mistral_chat.chat import Chat
+from mistral_chat.errors import UsageError
 from mistral_chat.render import Notes
-from mistral_chat.repl import Pastes, Repl, is_open_block, unwrap_block
+from mistral_chat.repl import Pastes, Repl, is_open_block, open_history, unwrap_block
 from mistral_chat.sessions import SessionFile, read_talk
 from mistral_chat.settings import Paths, Settings
 
@@ -542,6 +544,20 @@ def test_copying_goes_through_the_terminal(terminal: Callable[..., Terminal]) ->
     screen.send("/copy" + ENTER)
     screen.wait_for("The last answer was copied.")
     assert "\x1b]52;c;Wm05dg==" in screen.raw
+
+
+def test_a_history_that_is_a_pipe_is_not_waited_for(paths: Paths) -> None:
+    paths.history_file.parent.mkdir(parents=True)
+    os.mkfifo(paths.history_file)
+    with pytest.raises(UsageError, match="is a pipe or a device"):
+        open_history(paths.history_file)
+
+
+def test_a_paste_holds_no_halves_of_characters() -> None:
+    pastes = Pastes()
+    mark = pastes.mark("\udcff" * 30_000)
+    assert pastes.expand(mark) == "\ufffd" * 30_000
+    assert pastes.mark("caf\udce9") == "caf\ufffd"
 
 
 def test_long_pastes_have_a_mark() -> None:

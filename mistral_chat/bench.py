@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from mistral_chat.download import Progress
 from mistral_chat.models import locate
+from mistral_chat.screen import Screen
 from mistral_chat.settings import Paths, Settings
 from quant import Model, QuantSpec, load
 from quant.bench import Result, dot_products, measure, random_model, read_bandwidth
@@ -51,7 +51,7 @@ class Report:
         """One JSON object; ``results`` is a list of objects."""
         return json.dumps(asdict(self))
 
-    def print(self, console: Console) -> None:
+    def print(self, console: Screen) -> None:
         """A table of the measurements, and a line about the machine."""
         table = Table("test", "precision", "tokens/s", "GB/s of weights", "of the bandwidth")
         for result in self.results:

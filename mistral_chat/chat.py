@@ -17,8 +17,9 @@ from mistral_chat.engine import (
     Usage,
     sampling_of,
 )
-from mistral_chat.errors import UsageError
+from mistral_chat.errors import TextTooLongError, UsageError
 from mistral_chat.guardrail import MODERATING, OFF, STRICT, system_prompt
+from mistral_chat.inputs import least_tokens
 from mistral_chat.judging import Judged, Moderators
 from mistral_chat.messages import Message, Role
 from mistral_chat.models import caution
@@ -44,6 +45,7 @@ class Engine(Protocol):
     template: ChatTemplate
     tokenizer: Tokenizer
     recommended: Mapping[str, object]
+    complaints: Sequence[str]
 
     def reply(
         self,
@@ -108,6 +110,7 @@ class Chat:
 
     def __post_init__(self) -> None:
         self.settings = self.settings.with_recommended(self.engine.recommended, self.engine.name)
+        self.notice = " ".join(filter(None, (self.notice, *self.engine.complaints))) or None
         if self.store is not None:
             self.talk = self.store.talk
 
@@ -120,6 +123,13 @@ class Chat:
     def system(self) -> str | None:
         """The person's system prompt: the talk's own, else that of the settings."""
         return self.talk.system if self.talk.system is not None else self.settings.system
+
+    def check_length(self, text: str) -> None:
+        """Raise TextTooLongError for a text that cannot fit, before its tokens are made."""
+        context = self.engine.session.max_context
+        needed = least_tokens(self.engine.tokenizer, text)
+        if needed > context:
+            raise TextTooLongError(needed, context)
 
     def messages(self, question: str | None = None, again: bool = False) -> list[Message]:
         """What the model is told: the system prompt, the turns that are left, the question.
@@ -156,6 +166,7 @@ class Chat:
         ``on_full`` says is done first, and ``tell`` gets a sentence for each turn that goes. Raises
         ContextFullError for what does not fit all the same.
         """
+        self.check_length(question)
         self.last, self.verdicts = None, []
         if not (yield from self._question_passes(question, cancel, progress)):
             return
@@ -204,7 +215,8 @@ class Chat:
         moderator = self._moderators.choose(self.engine, self.settings, self.load_moderator)
         if moderator.name not in self._cautioned:
             self._cautioned.add(moderator.name)
-            self.notice = caution(moderator.name) or self.notice
+            told = filter(None, (self.notice, caution(moderator.name)))
+            self.notice = " ".join(told) or None
         return moderator
 
     def _question_passes(

@@ -9,14 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from mistral_chat.categories import PRESETS, load_taxonomy
 from mistral_chat.chat import Chat
 from mistral_chat.engine import sampling_of
 from mistral_chat.errors import UsageError
+from mistral_chat.files import expanded, read_text
 from mistral_chat.guardrail import GUARDRAIL_PROMPT, MODERATING, MODES, OFF, shown
-from mistral_chat.inputs import read_text
+from mistral_chat.inputs import most_bytes
 from mistral_chat.models import list_models
 from mistral_chat.render import context_bar, timing_line
 from mistral_chat.sessions import (
@@ -310,20 +310,19 @@ def _copy(room: Room, _argument: str) -> Outcome:
 
 
 def _file(room: Room, argument: str) -> Outcome:
-    path = Path(argument).expanduser()
-    text = read_text(path)
-    room.chat.attached.append(text)
+    chat = room.chat
+    path = expanded(argument)
+    text = read_text(path, *most_bytes(chat.engine.session.max_context))
+    chat.check_length(text)
+    chat.attached.append(text)
     return Outcome(f"{path.name} ({len(text)} characters) goes before your next message.")
 
 
 def _file_words(_room: Room, text: str) -> Iterable[str]:
-    path = Path(text).expanduser()
+    path = expanded(text)
     folder = path if text.endswith("/") else path.parent
     start = text[: len(text) - len("" if text.endswith("/") else path.name)]
-    try:
-        return [start + each.name + ("/" * each.is_dir()) for each in sorted(folder.iterdir())]
-    except OSError:
-        return ()
+    return [start + each.name + ("/" * each.is_dir()) for each in sorted(folder.iterdir())]
 
 
 def _bye(_room: Room, _argument: str) -> Outcome:
@@ -415,5 +414,8 @@ def completions(room: Room, line: str) -> list[str]:
         command = find(name)
     except UsageError:
         return []
-    words = command.completer(room, argument)
+    try:
+        words = list(command.completer(room, argument))
+    except (OSError, UsageError):  # what is typed names nothing yet
+        return []
     return [f"/{name} {word}" for word in words if word.startswith(argument)]

@@ -133,10 +133,10 @@ class ChatEngine:
         threads: int | None = None,
         backend: str = "cpu",
         gpu_layers: int | None = None,
+        complaints: Sequence[str] = (),
     ) -> None:
         self.recommended: Mapping[str, object] = recommended or {}
-        # What a person should know of how it was loaded.
-        self.remark: str | None = None
+        self.complaints = complaints
         self._prefill = prefill
         self._placed: dict[str, Any] = {
             "threads": threads,
@@ -196,18 +196,18 @@ class ChatEngine:
                     gpu_layers=settings.gpu_layers,
                 )
 
-            engine = cls(
-                model, tokenizer, template, open_session, settings.model, settings.prefill,
-                recommended_sampling(path), settings.threads, backend, settings.gpu_layers,
-            )  # fmt: skip
-            floats = any(
-                checkpoint.describe(name)[1] is None for name in ("embedding", "layers.0.q")
-            )
-            if floats and spec != DEFAULT_SPEC:
-                engine.remark = (
+            complaints: list[str] = []
+            packed = [checkpoint.describe(name)[1] for name in ("embedding", "layers.0.q")]
+            if None in packed and spec != DEFAULT_SPEC:
+                complaints.append(
                     f"Weights are packed in groups of {spec.group_size}: "
                     f"{DEFAULT_SPEC.group_size} columns do not divide this model's."
                 )
+            engine = cls(
+                model, tokenizer, template, open_session, settings.model, settings.prefill,
+                recommended_sampling(path, complaints.append), settings.threads, backend,
+                settings.gpu_layers, complaints,
+            )  # fmt: skip
             kernels.result()
         if not engine.session.is_compiled:
             what = "Compiling the kernels, once on this computer"

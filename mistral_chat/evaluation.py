@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mistral_chat.errors import UsageError
+from mistral_chat.files import without_mark
 from mistral_chat.guardrail import ACCEPTABLE, Taxonomy, Verdict, worst
 from mistral_chat.moderation import Moderator
 from mistral_chat.settings import nearest
@@ -83,7 +84,7 @@ def json_lines(data: bytes, place: str) -> list[tuple[int, dict[str, object]]]:
     Raises UsageError that names ``place`` and the line.
     """
     rows = []
-    for number, line in enumerate(data.split(b"\n"), 1):
+    for number, line in enumerate(without_mark(data, place).split(b"\n"), 1):
         if not line.strip():
             continue
         try:

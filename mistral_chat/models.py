@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import quant
 from mistral_chat.download import PinnedFile, Progress, check_free_space, fetch, workspace
-from mistral_chat.errors import ModelMissingError
-from mistral_chat.settings import Paths, nearest
+from mistral_chat.errors import ModelMissingError, UsageError
+from mistral_chat.files import check_waits_for_nobody, expanded
+from mistral_chat.settings import Paths, brief, nearest, setting
 from mistral_chat.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_gguf
 from quant.checkpoints.folders import GENERATION_CONFIG
 from quant.config import read_json
+from quant.errors import SamplingError
 
 CONFIG_FILE, PARAMS = "config.json", "params.json"
 GGUF_MAGIC = b"GGUF"
@@ -130,7 +133,7 @@ def installed(name: str, paths: Paths) -> Path | None:
 
 def is_here(name: str, paths: Paths) -> bool:
     """Whether that model can be opened without fetching anything."""
-    return installed(name, paths) is not None or Path(name).expanduser().exists()
+    return installed(name, paths) is not None or expanded(name).exists()
 
 
 def list_models(paths: Paths) -> list[ModelEntry]:
@@ -185,11 +188,13 @@ def locate(name: str, paths: Paths, progress: Progress) -> Path:
     """
     here = installed(name, paths)
     if here is not None:
+        check_waits_for_nobody(here)
         return here
     if name in EMBEDDED:
         return install(EMBEDDED[name], paths, progress)
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.exists():
+        check_waits_for_nobody(path)
         return path
     if name in HUB_MODELS:
         raise ModelMissingError(
@@ -233,17 +238,42 @@ def install(model: EmbeddedModel, paths: Paths, progress: Progress) -> Path:
     return target
 
 
-def recommended_sampling(path: Path) -> dict[str, object]:
+def recommended_sampling(path: Path, tell: Callable[[str], None]) -> dict[str, Any]:
     """How a model wants its tokens chosen, as ``generation_config.json`` in its folder says.
 
-    Raises ConfigError where that is not JSON.
+    Where ``do_sample`` is false the likeliest token is taken; a ``top_k`` of -1 means all tokens,
+    as it does elsewhere. A value that cannot be is left out, and ``tell`` gets a sentence about it.
+    Raises ConfigError where the file is not JSON.
     """
     file = path / GENERATION_CONFIG
     if not path.is_dir() or not file.is_file():
         return {}
     values = read_json(file)
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    return {name: values[name] for name in names if values.get(name) is not None}
+    sampled = values.pop("do_sample", None)
+    if sampled is False:
+        values["temperature"] = 0.0
+    elif sampled is not None and sampled is not True:
+        tell(f"{file}: do_sample must be true or false, not {brief(sampled)}; it is left out.")
+    if values.get("top_k") == -1:
+        values["top_k"] = 0
+    chosen: dict[str, Any] = {}
+    for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
+        value = values.get(name)
+        if value is None:
+            continue
+        row = setting(name)
+        if row.kind is int and isinstance(value, float) and value.is_integer():
+            value = int(value)
+        try:
+            value = row.check(value, str(file))
+            quant.Sampling(**{name: value})
+        except UsageError as error:
+            tell(f"{str(error).removesuffix('.')}; it is left out.")
+        except SamplingError as error:
+            tell(f"{file}: {str(error).removesuffix('.')}; it is left out.")
+        else:
+            chosen[name] = value
+    return chosen
 
 
 def save_companions(path: Path, tokenizer: Tokenizer, folder: Path) -> None:
@@ -257,8 +287,9 @@ def open_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a model's folder or GGUF file, or in a tokenizer's own file.
 
     Raises CheckpointError where it is missing or broken, UnsupportedError where its kind is not
-    handled.
+    handled, UsageError for a pipe or a device.
     """
+    check_waits_for_nobody(path)
     if path.is_file():
         with path.open("rb") as file:
             if file.read(4) == GGUF_MAGIC:

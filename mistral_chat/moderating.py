@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +17,7 @@ from mistral_chat.errors import UsageError
 from mistral_chat.evaluation import Evaluation, Rates, json_lines
 from mistral_chat.guardrail import Taxonomy, Verdict, shown, weight
 from mistral_chat.messages import Role
+from mistral_chat.screen import Screen
 from mistral_chat.settings import brief
 
 PLOT_ROWS = 10
@@ -145,7 +146,7 @@ def check_target(path: Path) -> None:
 
 def save_plot(evaluation: Evaluation, path: Path) -> None:
     """The plot as an SVG file; raises OSError, and UsageError as :func:`check_target` does."""
-    console = Console(record=True, file=io.StringIO(), width=80)
+    console = Screen(record=True, file=io.StringIO(), width=80)
     console.print(plot(evaluation))
     title = f"{evaluation.model}, {evaluation.taxonomy.source}"
     _write_whole(path, console.export_svg(title=title))

@@ -11,6 +11,7 @@ from mistral_chat.chat import Chat
 from mistral_chat.engine import Finished, StartsOver, TextDelta, stopped_by_interrupt
 from mistral_chat.errors import ExitCode
 from mistral_chat.judging import Judged
+from mistral_chat.printable import printable_json
 from mistral_chat.render import AnswerWriter, Notes, Writer, answer_writer, timing_line
 
 
@@ -82,7 +83,7 @@ def answer(chat: Chat, question: str, notes: Notes, form: Form, stdout: TextIO) 
 
 
 def _print(stdout: TextIO, record: dict[str, object]) -> None:
-    stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
+    stdout.write(printable_json(json.dumps(record, ensure_ascii=False)) + "\n")
     stdout.flush()
 
 

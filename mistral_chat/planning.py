@@ -9,10 +9,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from mistral_chat.errors import MemoryShortError
+from mistral_chat.screen import Screen
 from mistral_chat.texts import LENGTH
 from quant import ModelConfig, QuantSpec
 from quant.cache import TILE, element_type
@@ -52,7 +52,7 @@ class MemoryPlan:
         """One JSON object in the names of the fields."""
         return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
 
-    def print(self, console: Console) -> None:
+    def print(self, console: Screen) -> None:
         """A line for each part, and what this computer has."""
         table = Table.grid(padding=(0, 2))
         rows = [("weights", self.weights), *((f"cache, {k}", v) for k, v in self.cache.items())]
@@ -63,8 +63,8 @@ class MemoryPlan:
             rows.append(("free on this computer", self.available))
         for name, size in rows:
             table.add_row(name, f"{size / 1e9:8.2f} GB")
-        console.print(f"{self.model}, {self.context} tokens of context:", markup=False)
-        console.print(table, markup=False)
+        console.print(f"{self.model}, {self.context} tokens of context:")
+        console.print(table)
 
 
 def plan(path: Path, context: int) -> MemoryPlan:

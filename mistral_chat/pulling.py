@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mistral_chat.download import Progress, check_free_space
 from mistral_chat.errors import ModelMissingError, UsageError
+from mistral_chat.files import expanded
 from mistral_chat.hub import (
     RemoteFile,
     Repository,
@@ -138,7 +139,7 @@ def pull(name: str, wish: Wish, paths: Paths, progress: Progress) -> Pulled:
         if wish.force and installed(name, paths):
             remove(name, paths)
         return _result(name, installed(name, paths) or install(EMBEDDED[name], paths, progress))
-    own = Path(name).expanduser()
+    own = expanded(name)
     if own.exists():
         return _adopt(own, wish, paths, progress)
     reference = Reference.parse(name)

@@ -7,6 +7,10 @@ from importlib.resources import files
 
 from mistral_chat.errors import UsageError
 from mistral_chat.tokenizers import Tokenizer
+from quant.errors import QuantError
+
+MOST_BYTES = 16_000_000
+"""Bytes of a text that is read; its tokens take two gigabytes while they are made."""
 
 LENGTH = 512
 """Tokens of a piece of text; each piece is read by itself."""
@@ -25,15 +29,12 @@ def held_out_text() -> str:
     return (files("mistral_chat") / "data" / "held_out.txt").read_text(encoding="utf-8")
 
 
-def decode(data: bytes, place: str) -> str:
-    """UTF-8 text; raises UsageError, naming ``place``, for anything else."""
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{place} is not UTF-8 text (byte {error.start}); convert it first, for example with "
-            "iconv."
-        ) from error
+def longer_than_read(place: str) -> QuantError:
+    """The error for a text of more than ``MOST_BYTES``."""
+    return UsageError(
+        f"{place} holds more than {MOST_BYTES / 1e6:.0f} MB of text, more than is read; give a "
+        f"part of it, as 'head -c {MOST_BYTES}' does."
+    )
 
 
 def pieces(tokenizer: Tokenizer, text: str, shortest: int = 2) -> list[list[int]]:

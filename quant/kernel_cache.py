@@ -39,21 +39,21 @@ ABANDONED = 3600.0
 logger = logging.getLogger(__name__)
 
 
-@functools.cache
 def cache_folder() -> Path:
-    """A folder for compiled kernels that this person can write, and nobody else.
+    """A folder for compiled kernels: that of :func:`kept_folder`, or a private one.
 
-    The first that will do of: the environment's, the user's cache folder, a private folder that
-    lasts as long as the process (then every start compiles anew).
+    The private one lasts as long as the process, so that every start compiles anew.
     """
-    candidates = []
-    if os.environ.get(CACHE_VARIABLE):
-        candidates.append(Path(os.environ[CACHE_VARIABLE]))
-    if os.environ.get(HOME_VARIABLE):
-        candidates.append(Path(os.environ[HOME_VARIABLE]) / "cache" / "kernels")
-    else:
-        candidates.append(platformdirs.user_cache_path("mistral-chat") / "kernels")
-    for folder in candidates:
+    return kept_folder() or Path(_private_folder().name)
+
+
+@functools.cache
+def kept_folder() -> Path | None:
+    """The folder in which compiled kernels are kept for later starts; None where none can be.
+
+    The first of :func:`possible_folders` that this person can write, and nobody else.
+    """
+    for folder in possible_folders():
         try:
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
@@ -63,7 +63,19 @@ def cache_folder() -> Path:
         if trusted:
             return folder
         logger.warning("others can write into %s; kernels are not kept there", folder)
-    return Path(_private_folder().name)
+    return None
+
+
+def possible_folders() -> list[Path]:
+    """Where compiled kernels may be kept: the environment's folder, the user's cache folder."""
+    candidates = []
+    if os.environ.get(CACHE_VARIABLE):
+        candidates.append(Path(os.environ[CACHE_VARIABLE]))
+    if os.environ.get(HOME_VARIABLE):
+        candidates.append(Path(os.environ[HOME_VARIABLE]) / "cache" / "kernels")
+    else:
+        candidates.append(platformdirs.user_cache_path("mistral-chat") / "kernels")
+    return candidates
 
 
 def is_own(folder: Path) -> bool:

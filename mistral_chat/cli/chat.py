@@ -62,7 +62,7 @@ def chat(
 
     from mistral_chat.categories import load_taxonomy
     from mistral_chat.engine import sampling_of
-    from mistral_chat.inputs import gather, standard_input
+    from mistral_chat.inputs import gather, most_bytes, standard_input
     from mistral_chat.oneshot import Form, answer
     from mistral_chat.render import Notes
 
@@ -74,7 +74,8 @@ def chat(
     words, files = prompt or [], file or []
     stdin = standard_input(words, files)
     if words or files or stdin is not None:
-        text = gather(words, files, stdin)
+        most, refused = most_bytes(settings.context)
+        text = gather(words, files, stdin, most=most, refused=refused)
         form = Form(as_json, as_jsonl, not no_stream)
         with closing(_store(settings, paths, go_on, session)) as store:
             with notes.progress() as progress:
@@ -113,8 +114,6 @@ def _open(
             return ChatEngine.open(moderator_settings(settings, name), paths, later, ignore_memory)
 
     engine = ChatEngine.open(settings, paths, progress, ignore_memory)
-    if engine.remark is not None:
-        notes.say(engine.remark)
     talk = Chat(engine, settings, store=store, load_moderator=load_now)
     if settings.guardrail in MODERATING:
         # Now, so that categories or a model that cannot be used are told before a question.

@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mistral_chat.cli.application import AsJson, IgnoreMemory, Quiet, app, option
+from mistral_chat.cli.application import (
+    AsJson,
+    IgnoreMemory,
+    Quiet,
+    app,
+    option,
+    tell,
+    tell_json,
+)
 from mistral_chat.errors import ExitCode, UsageError
-from mistral_chat.settings import Paths
+from mistral_chat.settings import Paths, brief
 from quant.errors import SpecError
 
 if TYPE_CHECKING:
@@ -80,12 +88,13 @@ def quantize_weights(
 ) -> int:
     """Make a small model of a large one, in bounded memory; goes on where it was interrupted."""
     from mistral_chat.download import workspace
+    from mistral_chat.files import decode
     from mistral_chat.inputs import read_input
     from mistral_chat.models import locate
     from mistral_chat.quantizing import Comparison, Order, Quantized, compare_methods
     from mistral_chat.quantizing import quantize_weights as carry_out
     from mistral_chat.render import Notes
-    from mistral_chat.texts import decode
+    from mistral_chat.texts import MOST_BYTES, longer_than_read
     from quant import QuantSpec
     from quant.checkpoints import DEFAULT_SPEC, fitting_spec, open_checkpoint
     from quant.quantizers.recipe import Recipe
@@ -106,7 +115,10 @@ def quantize_weights(
             raise UsageError(str(error)) from error
 
     recipe = recipe_for(group_size or DEFAULT_SPEC.group_size)
-    text = None if calibrate is None else decode(read_input(calibrate), str(calibrate))
+    text = None
+    if calibrate is not None:
+        data = read_input(calibrate, MOST_BYTES, longer_than_read)
+        text = decode(data, str(calibrate))
     paths = Paths.from_environment(os.environ)
     with Notes(quiet).progress() as progress:
         place = locate(source, paths, progress)
@@ -131,10 +143,10 @@ def quantize_weights(
         else:
             result = carry_out(order, progress)
     if as_json:
-        typer.echo(result.to_json())
+        tell_json(result.to_json())
     else:
         for line in result.sentences():
-            typer.echo(line)
+            tell(line)
     return ExitCode.DONE
 
 
@@ -157,23 +169,26 @@ def perplexity(
     quiet: Quiet = False,
 ) -> int:
     """Measure how well a model predicts a text, and how far it is from another."""
+    from mistral_chat.files import decode
     from mistral_chat.inputs import read_input
     from mistral_chat.models import locate
     from mistral_chat.quantizing import measure_perplexity
     from mistral_chat.render import Notes
-    from mistral_chat.texts import decode
+    from mistral_chat.texts import MOST_BYTES, longer_than_read
 
     paths = Paths.from_environment(os.environ)
-    content = None if text is None else decode(read_input(text), str(text))
+    content = None
+    if text is not None:
+        content = decode(read_input(text, MOST_BYTES, longer_than_read), str(text))
     with Notes(quiet).progress() as progress:
         path = locate(model, paths, progress)
         reference = None if against is None else locate(against, paths, progress)
         result = measure_perplexity(path, content, reference, threads, progress, ignore_memory)
     if as_json:
-        typer.echo(result.to_json())
+        tell_json(result.to_json())
     else:
         for line in result.sentences():
-            typer.echo(line)
+            tell(line)
     return ExitCode.DONE
 
 
@@ -181,6 +196,7 @@ def _rule(text: str, group_size: int, symmetric: bool) -> tuple[str, QuantSpec]:
     from quant import QuantSpec
 
     pattern, equals, bits = text.partition("=")
-    if not (pattern and equals and bits.isdecimal()):
-        raise UsageError(f"--tensor is PATTERN=BITS, such as 'layers.0.*=8', not {text!r}.")
+    # Any number of more digits is no count of bits; Python reads none of thousands of them.
+    if not (pattern and equals and bits.isdecimal() and len(bits) < 4):
+        raise UsageError(f"--tensor is PATTERN=BITS, such as 'layers.0.*=8', not {brief(text)}.")
     return pattern, QuantSpec(int(bits), group_size, symmetric)

@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
-from mistral_chat.cli.application import AsJson, app
+from mistral_chat.cli.application import Application, AsJson, app, tell, tell_content, tell_json
 from mistral_chat.errors import ExitCode, UsageError
 from mistral_chat.settings import Paths
 
-sessions = typer.Typer(
+sessions = Application(
     help="List, search, rename, remove and export the talks that were kept.",
     invoke_without_command=True,
     rich_markup_mode=None,
@@ -77,7 +77,10 @@ def export(
     talk = read_talk(find_session(_folder().sessions, name))
     if form not in ("markdown", "json"):
         raise UsageError(f"--format is markdown or json, not {form!r}.")
-    typer.echo(to_json(talk) if form == "json" else to_markdown(name, talk))
+    if form == "json":
+        tell_json(to_json(talk))
+    else:
+        tell_content(to_markdown(name, talk))
     return ExitCode.DONE
 
 
@@ -101,10 +104,10 @@ def _list(text: str, as_json: bool) -> int:
             }
             for entry in entries
         ]
-        typer.echo(json.dumps(rows, ensure_ascii=False))
+        tell_json(json.dumps(rows, ensure_ascii=False))
         return ExitCode.DONE
     for entry in entries:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.modified))
         kept = f"{entry.cache_bytes / 1e6:.0f} MB of cache" if entry.cache_bytes else ""
-        typer.echo(f"{entry.name}\t{when}\t{entry.turns} turns\t{kept}\t{entry.title}")
+        tell(f"{entry.name}\t{when}\t{entry.turns} turns\t{kept}\t{entry.title}")
     return ExitCode.DONE

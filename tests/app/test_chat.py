@@ -149,6 +149,12 @@ def test_a_model_s_own_sampling_holds_where_nobody_said_anything() -> None:
         Chat(fake, settings)
 
 
+def test_what_a_model_s_files_say_wrongly_is_told_once() -> None:
+    fake: Any = FakeEngine(["a"])
+    fake.complaints = ["One is left out.", "Another, too."]
+    assert Chat(fake, Settings()).notice == "One is left out. Another, too."
+
+
 def test_all_of_it_is_kept_and_comes_back(tmp_path: Path) -> None:
     fake: Any = FakeEngine(["a", "b"])
     path = tmp_path / "s.jsonl"

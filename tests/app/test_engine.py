@@ -278,7 +278,7 @@ def test_opening_takes_the_settings(loadable: dict[str, Any], paths: Paths) -> N
     settings = Settings(kv="int8", prefill="fast", threads=2)
     opened = ChatEngine.open(settings, paths, lambda label, done, total: None)
     assert opened.name == "smollm2"
-    assert opened.remark is None
+    assert not opened.complaints
     assert loadable == {
         "max_context": 512, "kv": "int8", "prefill": "fast", "threads": 2, "backend": "cpu",
         "gpu_layers": None,
@@ -295,8 +295,9 @@ def test_smaller_groups_are_told(
     monkeypatch.setattr(quant, "load", lambda path, spec: asked.append(spec) or narrow)
     opened = ChatEngine.open(Settings(), paths, lambda label, done, total: None)
     assert [spec.group_size for spec in asked] == [32]
-    assert opened.remark is not None
-    assert "groups of 32" in opened.remark
+    assert [told.split(":")[0] for told in opened.complaints] == [
+        "Weights are packed in groups of 32"
+    ]
 
 
 @pytest.mark.parametrize("ready", [False, True])

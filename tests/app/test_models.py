@@ -317,6 +317,54 @@ def test_the_list_tells_what_is_here(tiny: Any, paths: Paths, command: Callable[
     assert (entries["tiny"]["installed"], entries["tiny"]["path"]) == (True, str(folder))
 
 
+@pytest.mark.parametrize(
+    ("values", "chosen"),
+    [
+        ({"do_sample": False}, {"temperature": 0.0}),
+        (
+            {"do_sample": False, "temperature": 0.7, "min_p": 0.1},
+            {"temperature": 0.0, "min_p": 0.1},
+        ),
+        ({"do_sample": True, "temperature": 0.6}, {"temperature": 0.6}),
+        ({"do_sample": None, "top_k": None, "eos_token_id": 2}, {}),
+        ({"top_k": -1}, {"top_k": 0}),
+        ({"top_k": 50.0, "top_p": 1}, {"top_k": 50, "top_p": 1.0}),
+        ({"repetition_penalty": 1.1, "min_p": 0}, {"repetition_penalty": 1.1, "min_p": 0.0}),
+    ],
+)
+def test_a_models_own_sampling_is_read(
+    tmp_path: Path, values: dict[str, object], chosen: dict[str, object]
+) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps(values))
+    complaints: list[str] = []
+    found = models.recommended_sampling(tmp_path, complaints.append)
+    assert (found, complaints) == (chosen, [])
+    for name, value in chosen.items():
+        assert type(found[name]) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("do_sample", "false"), ("do_sample", 0), ("top_k", 2.5), ("top_k", -2), ("top_k", "50"),
+        ("top_k", True), ("top_k", 10**30), ("top_p", 1.5), ("top_p", [0.9]), ("temperature", -1),
+        ("temperature", float("nan")), ("temperature", float("inf")), ("temperature", 10**400),
+        ("min_p", {}), ("repetition_penalty", 0), ("repetition_penalty", False),
+    ],
+)  # fmt: skip
+def test_a_models_own_sampling_that_cannot_be_is_told_and_left_out(
+    tmp_path: Path, name: str, value: object
+) -> None:
+    file = tmp_path / "generation_config.json"
+    file.write_text(json.dumps({name: value, "min_p" if name == "top_p" else "top_p": 0.5}))
+    complaints: list[str] = []
+    found = models.recommended_sampling(tmp_path, complaints.append)
+    assert list(found.values()) == [0.5]
+    (complaint,) = complaints
+    assert complaint.startswith(f"{file}: {name} must be ")
+    assert complaint.endswith("; it is left out.")
+
+
 def test_an_error_without_words_still_says_something() -> None:
     assert sentence(ModelMissingError()) == "ModelMissingError"
     assert sentence(OSError(errno.EACCES, "Permission denied", "/x")) == "Permission denied (/x)."

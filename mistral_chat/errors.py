@@ -35,6 +35,13 @@ class UsageError(ChatError):
     exit_code = ExitCode.USAGE
 
 
+class NotKeptError(ChatError):
+    """An answer is whole, but its turn could not be written to the session."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(f"This turn is not kept in the session: {sentence(reason)}")
+
+
 class JudgingError(ChatError):
     """A moderator gave probabilities that are no numbers, so there is no verdict."""
 

@@ -293,7 +293,7 @@ class Repl:
 
     def _tell_notice(self, chat: Chat) -> None:
         if chat.notice is not None:
-            self._notes.say(chat.notice)
+            self._notes.warn(chat.notice)
             chat.notice = None
 
     def _ready(self) -> Room:
@@ -412,20 +412,25 @@ class Repl:
         writer = answer_writer(self._stdout, chat.settings.plain, chat.settings.theme)
         finished: Finished | None = None
         judged: list[Judged] = []
-        for event in events:
-            if isinstance(event, StartsOver):
-                self._notes.say("The window has moved on past this place; the talk is read anew.")
-                continue
-            if isinstance(event, Judged):
-                judged.append(event)
-                continue
-            hide()
-            if isinstance(event, TextDelta):
-                writer.write(event.text)
-            else:
-                finished = event
-        if finished is not None and finished.text:
-            writer.end()
+        try:
+            for event in events:
+                if isinstance(event, StartsOver):
+                    self._notes.say(
+                        "The window has moved on past this place; the talk is read anew."
+                    )
+                    continue
+                if isinstance(event, Judged):
+                    judged.append(event)
+                    continue
+                hide()
+                if isinstance(event, TextDelta):
+                    writer.write(event.text)
+                else:
+                    finished = event
+        finally:
+            # Also where the turn could not be kept: what was answered is shown to its end.
+            if finished is not None and finished.text:
+                writer.end()
         for told in filter(None, (each.sentence() for each in judged)):
             self._notes.warn(told)
         if finished is not None and finished.finish_reason == "refused":
@@ -449,11 +454,7 @@ class Repl:
             self._open_chat.cancel()
             return
         chat = self._room.chat
-        try:
-            size = chat.save_cache()
-        except (OSError, QuantError) as error:
-            self._notes.warn(f"What was read could not be kept: {sentence(error)}")
-            return
+        size = chat.keep_cache(self._notes.warn)
         if chat.store is not None and chat.turns:
             kept = f", with {size / 1e6:.0f} MB of cache" if size else ""
             self._notes.say(

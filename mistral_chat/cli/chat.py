@@ -77,17 +77,18 @@ def chat(
         most, refused = most_bytes(settings.context)
         text = gather(words, files, stdin, most=most, refused=refused)
         form = Form(as_json, as_jsonl, not no_stream)
-        with closing(_store(settings, paths, go_on, session)) as store:
+        with closing(_store(settings, paths, notes, go_on, session)) as store:
             with notes.progress() as progress:
                 talk = _open(settings, paths, notes, progress, store, ignore_memory)
             code = answer(talk, text, notes, form, sys.stdout)
-            talk.save_cache()
+            talk.keep_cache(notes.warn)
         return code
     if sys.stdin is None or not sys.stdout.isatty() or as_json or as_jsonl:
         raise UsageError(
             f'There is nothing to answer; write a question: {PROGRAM} "your question".'
         )
-    with closing(_store(settings, paths, go_on, session) or _new_store(settings, paths)) as store:
+    kept = _store(settings, paths, notes, go_on, session) or _new_store(settings, paths)
+    with closing(kept) as store:
         _talk(settings, paths, notes, store, ignore_memory)
     return ExitCode.DONE
 
@@ -134,10 +135,13 @@ def closing(store: SessionFile | None) -> Iterator[SessionFile | None]:
 
 
 def _store(
-    settings: Settings, paths: Paths, go_on: bool, session: str | None
+    settings: Settings, paths: Paths, notes: Notes, go_on: bool, session: str | None
 ) -> SessionFile | None:
-    """The session that was asked for, if one was. Raises UsageError for what cannot be."""
-    from mistral_chat.sessions import SUFFIX, SessionFile, checked_name, list_sessions
+    """The session that was asked for, if one was. Raises UsageError for what cannot be.
+
+    What is damaged of it is told at once: loading the model may fail, or take long.
+    """
+    from mistral_chat.sessions import SUFFIX, SessionFile, checked_name, list_sessions, sweep
 
     if not go_on and session is None:
         return None
@@ -146,16 +150,23 @@ def _store(
     if session is not None:
         if go_on:
             raise UsageError("--continue and --session exclude each other; give one of them.")
-        return SessionFile.open(paths.sessions / (checked_name(session) + SUFFIX))
-    entries = list_sessions(paths.sessions)
-    if not entries:
-        raise UsageError("No session was kept yet; begin one without --continue.")
-    return SessionFile.open(entries[0].path)
+        path = paths.sessions / (checked_name(session) + SUFFIX)
+    else:
+        entries = list_sessions(paths.sessions)
+        if not entries:
+            raise UsageError("No session was kept yet; begin one without --continue.")
+        path = entries[0].path
+    sweep(paths.sessions)
+    store = SessionFile.open(path)
+    if store.notice is not None:
+        notes.warn(store.notice)
+    return store
 
 
 def _new_store(settings: Settings, paths: Paths) -> SessionFile | None:
-    from mistral_chat.sessions import SUFFIX, SessionFile, new_name
+    from mistral_chat.sessions import SUFFIX, SessionFile, new_name, sweep
 
+    sweep(paths.sessions)
     if settings.private:
         return None
     return SessionFile.open(paths.sessions / (new_name() + SUFFIX))

@@ -26,12 +26,13 @@ checkpoints.rotated checkpoints.native checkpoints.writing checkpoints.compariso
 """.split()
 
 CHAT = """
-printable screen errors files guardrail settings categories messages
+printable screen errors files locks guardrail settings categories messages
 tokenizers.detokenizer tokenizers.config tokenizers.sentencepiece tokenizers.tekken
 tokenizers.huggingface tokenizers templates.parts templates.mistral
 templates.chatml templates.jinja templates download hub models families info texts planning
 quantizing pulling inputs loops engine labels moderation
-thresholds evaluation moderating judging sessions chat markdown render bench warmup commands
+thresholds evaluation moderating judging talks session_file
+sessions chat markdown render bench warmup commands
 template_view keyboard repl oneshot doctor shells
 cli.application cli.chat cli.inspect cli.measure cli.models cli.moderate cli.quantize
 cli.sessions cli.shell cli __main__

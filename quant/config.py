@@ -127,7 +127,8 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]
                 "not supported."
             )
     begin, *ends = (
-        _ids(metadata.get(f"tokenizer.ggml.{name}_token_id")) for name in ("bos", "eos", "eot")
+        _ids(metadata.get(f"tokenizer.ggml.{name}_token_id"))
+        for name in ("bos", "eos", "eot", "eom")
     )
     return ModelConfig(
         vocab_size=tensors["token_embd.weight"][0],

@@ -62,6 +62,10 @@ class Tokenizer(Protocol):
         """The Jinja text that came with the model."""
 
     @property
+    def special_tokens(self) -> Mapping[str, str | list[str]]:
+        """Special tokens beside BOS and EOS, by the names that a chat template knows."""
+
+    @property
     def controls(self) -> Mapping[str, int]:
         """Every control piece and its id."""
 

@@ -15,7 +15,8 @@ from mistral_chat.messages import Message, Role
 from mistral_chat.moderation import reflection_messages
 from mistral_chat.template_view import TemplateView
 from mistral_chat.templates import TemplateOptions, Zephyr, template_for
-from mistral_chat.templates.jinja import LONGEST, JinjaTemplate, Mask
+from mistral_chat.templates.budget import LONGEST
+from mistral_chat.templates.jinja import JinjaTemplate
 from mistral_chat.tokenizers import tokenizer_from_gguf
 from quant.errors import CheckpointError
 
@@ -74,7 +75,10 @@ PIECES = ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|", "im_", "end", "|>
 TYPED = st.one_of(st.text(), st.lists(st.sampled_from(PIECES)).map("".join))
 
 
-@pytest.mark.parametrize("source", [HEADERS, "{{ messages[0].content ~ '|' ~ 'im_end|>' }}"])
+GLUED = "{% for m in messages %}{{ m.content ~ '|' ~ 'im_end|>' }}{% endfor %}"
+
+
+@pytest.mark.parametrize("source", [HEADERS, GLUED])
 @settings(max_examples=300)
 @given(texts=st.lists(TYPED.filter(bool), min_size=1, max_size=3))
 def test_no_text_gives_a_control_id(source: str, texts: list[str]) -> None:
@@ -90,17 +94,6 @@ def test_no_text_gives_a_control_id(source: str, texts: list[str]) -> None:
     assert written(messages) == written(harmless)
     for segment in template.segments(messages):
         assert segment.control or controls.isdisjoint(segment.ids)
-
-
-@given(texts=st.lists(TYPED, max_size=4))
-def test_a_mask_gives_back_what_it_hid(texts: list[str]) -> None:
-    controls = {"<|im_start|>": 1, "[INST]": 2}
-    mask = Mask.of(controls, texts)
-    for text in texts:
-        hidden = mask.hide(text)
-        assert not {letter for piece in controls for letter in piece} & set(hidden)
-        assert mask.show(hidden) == text
-        assert len(hidden) == len(text)
 
 
 def zephyr_metadata(source: str = ZEPHYR) -> dict[str, Any]:
@@ -186,11 +179,11 @@ def test_begin_of_text_once() -> None:
         ("{{ messages[7].content.x }}", "cannot be run"),
         ("{{ messages + 1 }}", "cannot be run"),
         ("{{ 1 / 0 }}", "cannot be run"),
-        ("{{ messages | nonsense }}", "does not parse"),
+        ("{{ messages | nonsense }}", "the filter 'nonsense' is not allowed"),
         ("{{ ''.__class__.__mro__ }}", "cannot be run"),
-        ("{{ 'a' * 1000000000 }}", "numbers only"),
-        ("{{ '%1000000000d' % 1 }}", "numbers only"),
-        ("{{ 'a'.ljust(1000000000) }}", "cannot be run"),
+        ("{{ 'a' * 1000000000 }}", "without end"),
+        ("{{ '%1000000000d' % 1 }}", "'mod' of a text"),
+        ("{{ 'a'.ljust(1000000000) }}", "without end"),
         ("{{ '{:1000000000}'.format(1) }}", "cannot be run"),
         ("{{ 9 ** 99999999 }}", "cannot be run"),
         ("{% set n = namespace(x='aa') %}{% for i in range(40) %}{% set n.x = n.x + n.x %}"
@@ -205,9 +198,9 @@ def test_begin_of_text_once() -> None:
          "{% set n.x = [n.x, n.x] | join(n.x) %}{% endfor %}", "without end"),
         ("{% set n = namespace(x='aa') %}{% for i in range(40) %}"
          "{% set n.x = n.x.join([n.x, n.x]) %}{% endfor %}", "without end"),
-        ("{{ 'a' | center(1000000000) }}", "does not parse"),
+        ("{{ 'a' | center(1000000000) }}", "without end"),
         ("{% for i in range(99999) %}{{ messages[0].content }}12345678901234567890{% endfor %}",
-         "writes without end"),
+         "takes too long"),
         ("{% for i in range(999999999) %}{% endfor %}", "cannot be run"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "cannot be run"),
         ("{% include '/etc/passwd' %}", "cannot be run"),

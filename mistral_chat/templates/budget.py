@@ -52,7 +52,16 @@ class Budget:
         """Count a text that is about to be made; raises TemplateLimitError for one too long."""
         if count > self.longest:
             raise TemplateLimitError("takes too much memory: a text in it grows without end")
+        self.look(count)
+
+    def look(self, count: int) -> None:
+        """Count the letters of a text that is about to be looked at."""
         self.spend(1 + count // LETTERS_IN_A_STEP)
+
+    def search(self, text: str, part: str) -> None:
+        """Count what looking for ``part`` takes, which may begin at each letter of the text."""
+        if len(part) <= len(text):
+            self.look(len(text) * (1 + len(part) // 16))
 
 
 def checked(number: float) -> float:

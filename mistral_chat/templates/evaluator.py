@@ -77,7 +77,7 @@ class Evaluator:
         if isinstance(value, Missing):
             raise value.fault()
         if isinstance(value, dict):
-            if key_of(key) in value:
+            if key_of(self.budget, key) in value:
                 return value[key]
         elif isinstance(value, (list, tuple, Owned)) and isinstance(key, int):
             return value[key] if -len(value) <= key < len(value) else Missing(str(key))
@@ -128,7 +128,7 @@ class Evaluator:
 
     def _dict(self, node: nodes.Dict, scope: Scope) -> dict[Value, Value]:
         pairs = [(self.value(p.key, scope), self.value(p.value, scope)) for p in node.items]
-        return {key_of(key): value for key, value in pairs}
+        return {key_of(self.budget, key): value for key, value in pairs}
 
     def _choice(self, node: nodes.CondExpr, scope: Scope) -> Value:
         if truth(self.value(node.test, scope)):
@@ -170,9 +170,7 @@ class Evaluator:
             return contains(self.budget, right, left) is (name == "in")
         if name in ("eq", "ne"):
             return equal(self.budget, left, right) is (name == "eq")
-        one, other = ordered(left), ordered(right)
-        if isinstance(one, str):
-            self.budget.letters(len(one))
+        one, other = ordered(self.budget, left), ordered(self.budget, right)
         return bool(_ORDERS[name](one, other))
 
     def _binary(self, node: nodes.BinExpr, scope: Scope) -> Value:

@@ -68,7 +68,8 @@ def _title(machine: Machine, value: Value) -> Owned:
     machine.budget.letters(3 * len(text))
     words = re.compile(r"([-\s({\[<]+)")
     return text.mapped(
-        lambda part: "".join(each[:1].upper() + each[1:].lower() for each in words.split(part))
+        machine.budget,
+        lambda part: "".join(each[:1].upper() + each[1:].lower() for each in words.split(part)),
     )
 
 
@@ -95,13 +96,21 @@ def _last(machine: Machine, value: Value) -> Value:
     return items[-1] if items else Missing("the last item of nothing")
 
 
+def _parts(machine: Machine, value: Value, between: str) -> list[Owned]:
+    """A text cut at a letter."""
+    text = text_of(machine.budget, value)
+    machine.budget.look(len(text))
+    machine.budget.spend(text.text.count(between))
+    return text.split(between)
+
+
 def _attribute(machine: Machine, name: Value) -> Callable[[Value], Value]:
     """A function that looks up ``a.b.0`` in a value, or does nothing for None."""
     if name is None:
         return lambda value: value
     if is_number(name):
         return lambda value: machine.item(value, name)
-    parts = text_of(machine.budget, name).split(".")
+    parts = _parts(machine, name, ".")
     keys = [int(part.text) if part.text.isdecimal() else part for part in parts]
 
     def found(value: Value) -> Value:
@@ -126,8 +135,9 @@ def _default(
     return default_value if gone else value
 
 
-def _int(_machine: Machine, value: Value, default: Value = 0, base: int = 10) -> Value:
+def _int(machine: Machine, value: Value, default: Value = 0, base: int = 10) -> Value:
     given = value.text if isinstance(value, Owned) else value
+    machine.budget.look(len(given) if isinstance(given, str) else 0)
     try:
         return int(given, base) if isinstance(given, str) else int(given)
     except (TypeError, ValueError):
@@ -137,7 +147,8 @@ def _int(_machine: Machine, value: Value, default: Value = 0, base: int = 10) ->
             return default
 
 
-def _float(_machine: Machine, value: Value, default: Value = 0.0) -> Value:
+def _float(machine: Machine, value: Value, default: Value = 0.0) -> Value:
+    machine.budget.look(len(value) if isinstance(value, Owned) else 0)
     try:
         return float(value.text if isinstance(value, Owned) else value)
     except (TypeError, ValueError):
@@ -171,12 +182,11 @@ def _key(machine: Machine, attribute: Value, case_sensitive: bool) -> Callable[[
     """What values are compared by: an attribute, or several with commas between."""
     names: list[Value] = [None]
     if isinstance(attribute, Owned):
-        names = [each.strip() for each in attribute.split(",")]
+        names = [each.strip() for each in _parts(machine, attribute, ",")]
     finds = [_attribute(machine, name) for name in names]
 
     def key(value: Value) -> Value:
-        found = [ordered(find(value)) for find in finds]
-        machine.budget.letters(sum(len(each) for each in found if isinstance(each, str)))
+        found = [ordered(machine.budget, find(value)) for find in finds]
         if not case_sensitive:
             found = [each.lower() if isinstance(each, str) else each for each in found]
         return found
@@ -188,7 +198,6 @@ def _sorted(machine: Machine, items: Sequence[Value], reverse: bool, key: Any) -
     """The items in order; each is looked at as many times as sorting needs."""
     keys = [key(each) for each in items]
     letters = sum(len(part) for each in keys for part in each if isinstance(part, str))
-    machine.budget.letters(0)
     machine.budget.spend(len(items).bit_length() * (len(items) + letters // 16))
     order = sorted(range(len(items)), key=keys.__getitem__, reverse=reverse)
     return [items[place] for place in order]
@@ -224,9 +233,8 @@ def _unique(
     find = _attribute(machine, attribute)
     seen, found = set(), []
     for each in items_of(machine.budget, value):
-        key = key_of(find(each))
+        key = key_of(machine.budget, find(each))
         if isinstance(key, Owned):
-            machine.budget.letters(len(key))
             key = key.text if case_sensitive else key.text.lower()
         if key not in seen:
             seen.add(key)
@@ -299,7 +307,7 @@ def _indent(
 
 def _wordcount(machine: Machine, value: Value) -> int:
     text = text_of(machine.budget, value)
-    machine.budget.letters(len(text))
+    machine.budget.spend(len(text) // 8)
     return sum(1 for _ in re.finditer(r"\w+", text.text))
 
 

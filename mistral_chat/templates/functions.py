@@ -38,7 +38,7 @@ def _dict(budget: Budget, given: Value = None, /, **named: Value) -> dict[Value,
     else:
         pairs = [(key, value) for key, value in items_of(budget, given)]
     budget.spend(len(pairs))
-    made = {key_of(key): value for key, value in pairs}
+    made = {key_of(budget, key): value for key, value in pairs}
     return made | {Owned.of(name): value for name, value in named.items()}
 
 
@@ -94,7 +94,7 @@ def _strftime(budget: Budget, form: Value) -> Owned:
     budget.letters(20 * len(text))
     if not _DATE.fullmatch(text.text):  # a width, say, which would make a text of any length
         raise TemplateFaultError(f"{text.text[:40]!r} is no form of a date")
-    return text.mapped(datetime.now().astimezone().strftime)
+    return text.mapped(budget, datetime.now().astimezone().strftime)
 
 
 FUNCTIONS: Mapping[str, Callable[..., Value]] = {

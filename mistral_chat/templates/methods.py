@@ -50,6 +50,7 @@ def replaced(budget: Budget, value: Owned, old: Value, new: Value, count: int = 
     """``str.replace``, the length of what it makes looked at first."""
     if not isinstance(new, Owned):
         raise TemplateFaultError(f"{kind_of(new)} stands where a text is due")
+    budget.search(value.text, as_text(old))
     places = value.text.count(as_text(old))
     budget.spend(places)
     budget.letters(len(value) + places * len(new))
@@ -71,7 +72,7 @@ def padded(budget: Budget, value: Owned, width: int, fill: Value, share: str) ->
 def _strip(left: bool, right: bool) -> Callable[..., Owned]:
     def strip(budget: Budget, value: Owned, letters: Value = None) -> Owned:
         some = None if letters is None else as_text(letters)
-        budget.letters(len(value) * (1 + len(some or "")))
+        budget.search(value.text, (some or "")[: len(value)])
         return value.strip(some, left, right)
 
     return strip
@@ -80,7 +81,7 @@ def _strip(left: bool, right: bool) -> Callable[..., Owned]:
 def _split(right: bool) -> Callable[..., list[Owned]]:
     def split(budget: Budget, value: Owned, sep: Value = None, maxsplit: int = -1) -> list[Owned]:
         between = None if sep is None else as_text(sep)
-        budget.letters(len(value))
+        budget.search(value.text, between or "")
         budget.spend(len(value.text.split()) if between is None else value.text.count(between))
         return value.split(between, maxsplit, right)
 
@@ -88,7 +89,7 @@ def _split(right: bool) -> Callable[..., list[Owned]]:
 
 
 def _splitlines(budget: Budget, value: Owned, keepends: bool = False) -> list[Owned]:
-    budget.letters(len(value))
+    budget.look(len(value))
     lines = value.text.splitlines(keepends)
     budget.spend(len(lines))
     return value.cut(lines)
@@ -96,7 +97,7 @@ def _splitlines(budget: Budget, value: Owned, keepends: bool = False) -> list[Ow
 
 def _partition(right: bool) -> Callable[..., tuple[Owned, ...]]:
     def partition(budget: Budget, value: Owned, sep: Value) -> tuple[Owned, ...]:
-        budget.letters(len(value))
+        budget.search(value.text, as_text(sep))
         method = value.text.rpartition if right else value.text.partition
         before, between, _ = method(as_text(sep))
         cut = len(before), len(before) + len(between)
@@ -108,14 +109,14 @@ def _partition(right: bool) -> Callable[..., tuple[Owned, ...]]:
 def _changed(change: Callable[[str], str]) -> Callable[..., Owned]:
     def changed(budget: Budget, value: Owned) -> Owned:
         budget.letters(3 * len(value))  # one letter becomes three at most
-        return value.mapped(change)
+        return value.mapped(budget, change)
 
     return changed
 
 
 def _asked(question: Callable[[str], bool]) -> Callable[..., bool]:
     def asked(budget: Budget, value: Owned) -> bool:
-        budget.letters(len(value))
+        budget.look(len(value))
         return question(value.text)
 
     return asked
@@ -127,7 +128,9 @@ def _found(method: Callable[..., Any]) -> Callable[..., Any]:
     def found(
         budget: Budget, value: Owned, part: Value, start: int | None = None, end: int | None = None
     ) -> Any:
-        budget.letters(len(value))
+        for each in part if isinstance(part, tuple) else [part]:
+            budget.search(value.text, as_text(each))
+            budget.spend()
         if isinstance(part, tuple):
             return method(value.text, tuple(as_text(each) for each in part), start, end)
         return method(value.text, as_text(part), start, end)
@@ -137,7 +140,7 @@ def _found(method: Callable[..., Any]) -> Callable[..., Any]:
 
 def _without(end: bool) -> Callable[..., Owned]:
     def without(budget: Budget, value: Owned, part: Value) -> Owned:
-        budget.letters(len(value))
+        budget.look(len(value))
         text, fix = value.text, as_text(part)
         if not fix or not (text.endswith(fix) if end else text.startswith(fix)):
             return value
@@ -167,8 +170,7 @@ def _join(budget: Budget, value: Owned, parts: Value) -> Owned:
 
 
 def _get(budget: Budget, value: dict[Value, Value], key: Value, default: Value = None) -> Value:
-    budget.spend()
-    return value.get(key_of(key), default)
+    return value.get(key_of(budget, key), default)
 
 
 def _pairs(budget: Budget, value: dict[Value, Value]) -> list[tuple[Value, Value]]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+
+from mistral_chat.templates.budget import Budget
 
 TEMPLATE = "\0"
 """The owner of what the template itself wrote."""
@@ -115,7 +116,7 @@ class Owned:
         owner = next((each for each in owners if each != TEMPLATE), TEMPLATE)
         return Owned(self.text, self.owners.replace(TEMPLATE, owner))
 
-    def mapped(self, change: Callable[[str], str]) -> Owned:
+    def mapped(self, budget: Budget, change: Callable[[str], str]) -> Owned:
         """The text that ``change`` makes of it, each letter with the owner of what it came from.
 
         Where letters become several, owner by owner is told; where that does not add up, all is
@@ -124,12 +125,11 @@ class Owned:
         text = change(self.text)
         if len(text) == len(self.text):
             return Owned(text, self.owners)
-        runs = list(islice(_RUN.finditer(self.owners), _MOST_RUNS + 1))
-        owners = "".join(
-            run.group(1) * len(change(self.text[run.start() : run.end()]))
-            for run in runs[:_MOST_RUNS]
-        )
-        if len(runs) > _MOST_RUNS or len(owners) != len(text):
+        owners = ""
+        for run in re.finditer(r"(.)\1*", self.owners, re.DOTALL):
+            budget.spend()
+            owners += run.group(1) * len(change(self.text[run.start() : run.end()]))
+        if len(owners) != len(text):
             owners = max(self.owners, default=TEMPLATE) * len(text)
         return Owned(text, owners)
 
@@ -145,6 +145,3 @@ class Owned:
 
 
 EMPTY = Owned("", "")
-
-_RUN = re.compile(r"(.)\1*", re.DOTALL)
-_MOST_RUNS = 20_000

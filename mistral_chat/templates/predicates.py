@@ -23,14 +23,16 @@ from mistral_chat.templates.values import (
 )
 
 
-def _same(_machine: Machine, one: Value, other: Value) -> bool:
+def _same(machine: Machine, one: Value, other: Value) -> bool:
     if isinstance(one, Owned) or is_number(one):
-        return type(one) is type(other) and bool(one == other)
+        return type(one) is type(other) and equal(machine.budget, one, other)
     return one is other
 
 
 def _compared(how: Callable[[Any, Any], bool]) -> Callable[..., bool]:
-    return lambda _machine, one, other: how(ordered(one), ordered(other))
+    return lambda machine, one, other: how(
+        ordered(machine.budget, one), ordered(machine.budget, other)
+    )
 
 
 def _equal(machine: Machine, one: Value, other: Value) -> bool:
@@ -39,6 +41,12 @@ def _equal(machine: Machine, one: Value, other: Value) -> bool:
 
 def _within(machine: Machine, value: Value, place: Value) -> bool:
     return contains(machine.budget, place, value)
+
+
+def _looked_at(machine: Machine, value: Value) -> str:
+    text = text_of(machine.budget, value).text
+    machine.budget.look(len(text))
+    return text
 
 
 def _is_whole(value: Value) -> bool:
@@ -73,7 +81,7 @@ TESTS: Mapping[str, Callable[..., bool]] = {
     "in": _within,
     "integer": lambda _machine, value: _is_whole(value),
     "iterable": lambda _machine, value: isinstance(value, _LISTS),
-    "lower": lambda machine, value: text_of(machine.budget, value).text.islower(),
+    "lower": lambda machine, value: _looked_at(machine, value).islower(),
     "mapping": lambda _machine, value: isinstance(value, dict),
     "none": lambda _machine, value: value is None,
     "number": lambda _machine, value: is_number(value),
@@ -84,5 +92,5 @@ TESTS: Mapping[str, Callable[..., bool]] = {
     "test": lambda machine, value: text_of(machine.budget, value).text in TESTS,
     "true": lambda _machine, value: value is True,
     "undefined": lambda _machine, value: isinstance(value, Missing),
-    "upper": lambda machine, value: text_of(machine.budget, value).text.isupper(),
+    "upper": lambda machine, value: _looked_at(machine, value).isupper(),
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from mistral_chat.templates.budget import Budget, TemplateFaultError
@@ -94,7 +95,7 @@ def _shown(budget: Budget, value: Value) -> Owned:
     budget.spend()
     if isinstance(value, Owned):
         budget.letters(len(value))
-        return value.mapped(repr)
+        return value.mapped(budget, repr)
     if isinstance(value, list):
         return _between(budget, "[", [_shown(budget, each) for each in value], "]")
     if isinstance(value, tuple):
@@ -129,13 +130,14 @@ def equal(budget: Budget, one: Value, other: Value) -> bool:
     budget.spend()
     if isinstance(one, Owned) and isinstance(other, Owned):
         if len(one) == len(other):
-            budget.letters(len(one))
+            budget.look(len(one))
         return one.text == other.text
     if isinstance(one, (list, tuple)) and type(one) is type(other):
         return len(one) == len(other) and all(
             equal(budget, *pair) for pair in zip(one, other, strict=True)
         )
     if isinstance(one, dict) and isinstance(other, dict):
+        budget.spend(len(one))
         return one.keys() == other.keys() and all(
             equal(budget, one[key], other[key]) for key in one
         )
@@ -151,24 +153,25 @@ def contains(budget: Budget, value: Value, item: Value) -> bool:
     if isinstance(value, Owned):
         if not isinstance(item, Owned):
             raise TemplateFaultError(f"{kind_of(item)} cannot be looked for in a text")
-        budget.letters(len(value))
+        budget.search(value.text, item.text)
         return item.text in value.text
     if isinstance(value, dict):
-        budget.spend()
-        return key_of(item) in value
+        return key_of(budget, item) in value
     return any(equal(budget, each, item) for each in items_of(budget, value))
 
 
-def key_of(value: Value) -> Value:
+def key_of(budget: Budget, value: Value) -> Value:
     """A value as a key of a mapping; raises TemplateFaultError for one that can be none."""
+    budget.look(len(value) if isinstance(value, Owned) else 0)
     if value is None or is_number(value) or isinstance(value, Owned):
         return value
     raise TemplateFaultError(f"{kind_of(value)} can be no key")
 
 
-def ordered(value: Value) -> Value:
+def ordered(budget: Budget, value: Value) -> Value:
     """What a value is compared by; raises TemplateFaultError for one that has no order."""
     if isinstance(value, Owned):
+        budget.look(len(value))
         return value.text
     if is_number(value):
         return value
@@ -202,7 +205,7 @@ class Json:
         if isinstance(value, (list, tuple)):
             return self._nested("[", [self.text(each, depth + 1) for each in value], "]", depth)
         if isinstance(value, dict):
-            keys = sorted(value, key=ordered) if self.sort else list(value)
+            keys = sorted(value, key=partial(ordered, self.budget)) if self.sort else list(value)
             colon = Owned.of(self.colon)
             pairs = [self._key(key) + colon + self.text(value[key], depth + 1) for key in keys]
             return self._nested("{", pairs, "}", depth)
@@ -215,7 +218,9 @@ class Json:
 
     def _string(self, value: Owned) -> Owned:
         quote = Owned.of('"')
-        inner = value.mapped(lambda text: json.dumps(text, ensure_ascii=self.ascii)[1:-1])
+        inner = value.mapped(
+            self.budget, lambda text: json.dumps(text, ensure_ascii=self.ascii)[1:-1]
+        )
         return quote + inner + quote
 
     def _nested(self, begin: str, parts: Sequence[Owned], end: str, depth: int) -> Owned:

@@ -42,6 +42,10 @@ class TokenizerConfig:
         """
         if piece in self.special or piece in (self.bos, self.eos):
             return True
+        return self.writes(piece)
+
+    def writes(self, piece: str) -> bool:
+        """Whether the chat template spells a piece that is more than white space or a character."""
         template = self.chat_template or ""
         return len(piece) > 1 and not piece.isspace() and piece in template
 

@@ -28,9 +28,10 @@ CHAT = """
 errors guardrail settings categories messages
 tokenizers.detokenizer tokenizers.config tokenizers.sentencepiece tokenizers.tekken
 tokenizers.huggingface tokenizers templates.parts templates.mistral
-templates.chatml templates.owned templates.budget templates.values templates.methods
+templates.chatml templates.budget templates.owned templates.values templates.methods
 templates.filters templates.predicates templates.functions templates.evaluator
-templates.interpreter templates.ledger templates.jinja templates download hub models families info texts planning
+templates.interpreter templates.ledger templates.jinja templates download hub models families info
+texts planning
 quantizing pulling inputs loops engine labels moderation
 thresholds evaluation moderating judging sessions chat markdown render bench warmup commands
 template_view repl oneshot doctor shells

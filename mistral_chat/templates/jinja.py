@@ -38,6 +38,7 @@ from mistral_chat.templates.parts import (
     check_roles,
     encode_parts,
 )
+from mistral_chat.templates.values import ContentPart
 from mistral_chat.tokenizers import Tokenizer
 from quant.errors import CheckpointError
 
@@ -169,7 +170,8 @@ class JinjaTemplate(ChatTemplate):
     def _render(self, messages: Sequence[Message], ledger: Ledger, in_parts: bool) -> Owned:
         said: list[object] = list(ledger.texts)
         if in_parts:
-            said = [[_mapping(type=Owned.of("text"), text=text)] for text in ledger.texts]
+            kind = Owned.of("text")
+            said = [[ContentPart(_mapping(type=kind, text=text))] for text in ledger.texts]
         values = {
             **self._marks(),
             "messages": [

@@ -66,7 +66,8 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]
     told = {key.removeprefix(start): metadata[key] for key in metadata if key.startswith(start)}
     _refuse_other_mathematics(told, {"attention.scale": head_dim**-0.5, "attention.causal": True})
     begin, *ends = (
-        _ids(metadata.get(f"tokenizer.ggml.{name}_token_id")) for name in ("bos", "eos", "eot")
+        _ids(metadata.get(f"tokenizer.ggml.{name}_token_id"))
+        for name in ("bos", "eos", "eot", "eom")
     )
     return ModelConfig(
         vocab_size=tensors["token_embd.weight"][0],

@@ -1,33 +1,35 @@
-"""Any other chat template: the Jinja text of the model's own file, run in a sandbox.
+"""Any other chat template: the Jinja text of the model's file, run by an interpreter that counts.
 
 A template makes one string of the conversation, in which the control pieces it wrote and those a
-person typed would look alike. So before it runs, every character of a message that occurs in any
-control piece is replaced by one that occurs nowhere (of Unicode's private planes), one for one.
-Whatever control piece the string then holds was written by the template alone; it becomes an id,
-and the texts between get their characters back and are encoded, which gives no control id. White
-space stays, so ``trim`` and its like work; a template that looks for marks inside a message does
-not find them.
+person typed look alike. The interpreter's texts know the owner of each letter
+(:mod:`~mistral_chat.templates.owned`), so whatever control piece the template itself wrote becomes
+an id, and the texts between are encoded, which gives no control id.
 
-A template that writes no system messages, or refuses them, gets their text before the first message
-of the user, as Mistral's v1 format has it: what a person asks for does not vanish.
+The owners also tell whether all that was said was written. Where it was not, the template is asked
+once more with each message as a list of parts, as some expect it. A template that writes no system
+messages, or refuses them, gets their text before the first message of the user, as Mistral's v1
+format has it. What vanishes in spite of that is refused: nobody is answered on half a question.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
-from typing import Any
+from collections.abc import Sequence
 
-from jinja2 import TemplateError, TemplateSyntaxError, nodes
-from jinja2.compiler import CodeGenerator
-from jinja2.exceptions import SecurityError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import TemplateSyntaxError, nodes
 
 from mistral_chat.errors import UsageError
 from mistral_chat.messages import Message, Role
+from mistral_chat.printable import without_controls
+from mistral_chat.templates.budget import (
+    Budget,
+    TemplateFaultError,
+    TemplateLimitError,
+    TemplateRefusalError,
+)
+from mistral_chat.templates.interpreter import Interpreter, parse
+from mistral_chat.templates.ledger import Ledger, end_of
+from mistral_chat.templates.owned import Owned
 from mistral_chat.templates.parts import (
     ChatTemplate,
     Control,
@@ -37,148 +39,47 @@ from mistral_chat.templates.parts import (
     check_roles,
     encode_parts,
 )
+from mistral_chat.templates.values import ContentPart
 from mistral_chat.tokenizers import Tokenizer
 from quant.errors import CheckpointError
 
-LONGEST = 1 << 20
-"""Characters that a template may write beside the messages' own."""
+LONGEST_SOURCE = 1 << 17
+"""Letters of a template; the longest that models come with have a quarter of these."""
 
 _ANSWERS = tuple(re.compile(f"[\"'`‘“]{word}[\"'`’”]") for word in ("safe", "unsafe"))
 """How Llama Guard's templates, and those made after them, name the answers that they ask for."""
 
-_PRIVATE = range(0xF0000, 0x10FFFE)
+_LONGEST_REASON = 300
+
+_PROBE = (
+    Message(Role.USER, "Hello"),
+    Message(Role.ASSISTANT, "Hi"),
+    Message(Role.USER, "Hello"),
+)
 
 
-class _RefusalError(TemplateError):
-    """A template called ``raise_exception``."""
-
-
-class _Generator(CodeGenerator):
-    """Compiles ``a ~ b`` to a call of the sandbox, which looks at the length."""
-
-    def visit_Concat(self, node: nodes.Concat, frame: Any) -> None:  # noqa: N802 - Jinja's name
-        self.write("environment.joined((")
-        for part in node.nodes:
-            self.visit(part, frame)
-            self.write(", ")
-        self.write("))")
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja as chat templates expect it, in which nothing grows beyond ``LONGEST``.
-
-    The sandbox of the library keeps a template from the computer's files and Python's insides; it
-    does not keep it from ``"a" * 10**10``.
-    """
-
-    code_generator_class = _Generator
-    intercepted_binops = frozenset(["+", "*", "**", "%"])
-    longest = LONGEST
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Texts and lists can be added up to a length; all else is for numbers of modest size."""
-        if all(isinstance(side, (int, float)) and abs(side) < 1e9 for side in (left, right)):
-            if operator == "**" and abs(right) > 64:
-                raise SecurityError("a power of such a number is not allowed")
-        elif operator != "+":
-            raise SecurityError(f"{operator} is allowed between numbers only")
-        elif hasattr(left, "__len__") and hasattr(right, "__len__"):
-            self._check(len(left) + len(right))
-        return super().call_binop(context, operator, left, right)
-
-    def joined(self, parts: Sequence[Any]) -> str:
-        """The parts as one text."""
-        texts = [str(part) for part in parts]
-        self._check(sum(map(len, texts)))
-        return "".join(texts)
-
-    def replaced(self, text: str, old: str, new: str, count: int = -1) -> str:
-        """``text.replace``, the length of the result looked at first."""
-        self._check(len(text) + (text.count(old) + 1) * len(new))
-        return str(text).replace(old, new, count)
-
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Methods that make a text of any length are not to be had."""
-        if isinstance(obj, str) and attr in _GROWING:
-            return False
-        return super().is_safe_attribute(obj, attr, value)
-
-    def wrap_str_format(self, value: Any) -> None:  # noqa: ARG002 - no format is safe here
-        """``format`` is a growing method like the others, and gets no wrapper."""
-        return
-
-    def call(self, context: Any, called: Any, *arguments: Any, **named: Any) -> Any:
-        """Call a function or method, those that may make a long text after a look at its length."""
-        owner, name = getattr(called, "__self__", None), getattr(called, "__name__", "")
-        if isinstance(owner, str) and name == "replace":
-            return self.replaced(owner, *arguments)
-        if isinstance(owner, str) and name == "join":
-            return self.join(arguments[0], owner)
-        return super().call(context, called, *arguments, **named)
-
-    def join(self, values: Sequence[Any], between: str = "", attribute: str | None = None) -> str:
-        """The values as texts, with ``between`` between them."""
-        items = list(values)
-        if attribute is not None:
-            items = [self.getattr(item, attribute) for item in items]
-        texts = [str(item) for item in items]
-        self._check(sum(map(len, texts)) + len(between) * len(texts))
-        return between.join(texts)
-
-    def _check(self, length: int) -> None:
-        if length > self.longest:
-            raise SecurityError("a text grows without end")
-
-
-_GROWING = frozenset("ljust rjust center zfill expandtabs format format_map".split())
-_FILTERS = (
-    "abs capitalize count d default dictsort e escape first float int items last length list lower "
-    "map max min reject rejectattr reverse round safe select selectattr sort string sum title trim "
-    "unique upper"
-).split()
-"""The filters that chat templates use, of those that cannot make much of little."""
+class _EndlessError(CheckpointError):
+    """A template takes more time or memory than it may; asking it in another way is of no use."""
 
 
 class JinjaTemplate(ChatTemplate):
     """The template in a model's file.
 
-    Raises CheckpointError for Jinja text that does not parse.
+    Raises CheckpointError for Jinja text that does not parse or runs without end.
     """
 
     name = "jinja"
 
-    def __init__(self, tokenizer: Tokenizer, source: str, stop_ids: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, source: str) -> None:
         self._tokenizer = tokenizer
-        ends = stop_ids or (tokenizer.eos_id,)
-        self.stop_ids = tuple(i for i in ends if i is not None)
-        sandbox = _Sandbox(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        sandbox.filters = {name: sandbox.filters[name] for name in _FILTERS} | {
-            "join": sandbox.join,
-            "replace": sandbox.replaced,
-            "tojson": _to_json,
-        }
-        sandbox.globals = {
-            "raise_exception": _raise_exception,
-            "strftime_now": lambda form: datetime.now().astimezone().strftime(form),
-            "namespace": sandbox.globals["namespace"],
-            "range": sandbox.globals["range"],
-            "dict": sandbox.globals["dict"],
-        }
-        self._sandbox = sandbox
-        try:
-            self._template = sandbox.from_string(source)
-            literal = _literal_text(sandbox.parse(source))
-        except (TemplateSyntaxError, RecursionError, SyntaxError) as error:
-            raise CheckpointError(
-                f"The model's chat template does not parse ({error}); choose another file of this "
-                "model."
-            ) from error
+        self._tree = _parsed(source)
+        literal = _literal_text(self._tree)
         self.judges = all(answer.search(literal) for answer in _ANSWERS)
         self._pieces = re.compile(
             "|".join(map(re.escape, sorted(tokenizer.controls, key=len, reverse=True))) or r"(?!)"
         )
+        ends = [tokenizer.eos_id, *self._ends()]
+        self.stop_ids = tuple(dict.fromkeys(token for token in ends if token is not None))
 
     def segments(self, messages: Sequence[Message]) -> list[Segment]:
         """The parts and their ids, BOS once; raises UsageError where the template refuses."""
@@ -200,122 +101,156 @@ class JinjaTemplate(ChatTemplate):
     def parts(self, messages: Sequence[Message]) -> list[Part]:
         """What the template writes: control pieces that are its own, and texts.
 
-        Raises UsageError where the template refuses the conversation, CheckpointError where it
-        cannot be run.
+        Raises UsageError where the template refuses the conversation or leaves out some of it,
+        CheckpointError where it cannot be run.
         """
-        if not self._writes_system(messages):
-            messages = system_with_user(messages)
-        mask = Mask.of(self._tokenizer.controls, [message.text for message in messages])
-        hidden = [replace(message, text=mask.hide(message.text)) for message in messages]
-        rendered = self._render(hidden)
-        contents = [(message.role, message.text) for message in hidden]
-        parts: list[Part] = []
-        end = 0
-        for match in self._pieces.finditer(rendered):
-            parts += _text(rendered[end : match.start()], contents, mask)
-            parts += [Control(match.group())]
-            end = match.end()
-        return parts + _text(rendered[end:], contents, mask)
+        return self._cut(*self._written(messages))
 
-    def _writes_system(self, messages: Sequence[Message]) -> bool:
-        """Whether the template writes all system messages that there are.
-
-        It is run on the same conversation with characters in their place that nothing else holds:
-        their own text could stand in another message, too.
-        """
-        if all(message.role is not Role.SYSTEM for message in messages):
-            return True
-        free = _unused({ord(letter) for message in messages for letter in message.text})
-        marks = [next(free) if message.role is Role.SYSTEM else "" for message in messages]
-        pairs = zip(messages, marks, strict=True)
-        marked = [replace(message, text=mark or message.text) for message, mark in pairs]
+    def writes_system(self) -> bool:
+        """Whether the template writes a system message by itself."""
+        messages = [Message(Role.SYSTEM, "Be brief"), _PROBE[0]]
         try:
-            rendered = self._render(marked)
-        except UsageError:  # it refuses the role, or it refuses the conversation once more
+            return len(self._written(messages)[1].texts) == len(messages)
+        except (UsageError, CheckpointError):
             return False
-        return all(mark in rendered for mark in marks)
 
-    def _render(self, messages: Sequence[Message]) -> str:
-        self._sandbox.longest = LONGEST + sum(2 * len(message.text) for message in messages)
+    def _written(self, messages: Sequence[Message]) -> tuple[Owned, Ledger]:
+        """What the template writes, in the first of the ways to ask it that leaves nothing out."""
+        ways = [(messages, False), (messages, True)]
+        if any(message.role is Role.SYSTEM for message in messages):
+            with_user = system_with_user(messages)
+            ways += [(with_user, False), (with_user, True)]
+        errors: list[UsageError | CheckpointError] = []
+        for given, in_parts in ways:
+            ledger = Ledger(given)
+            try:
+                written = self._render(given, ledger, in_parts)
+            except _EndlessError:
+                raise
+            except (UsageError, CheckpointError) as error:
+                errors.append(error)
+                continue
+            place = ledger.left_out(written)
+            if place is None:
+                return written, ledger
+            role = given[place].role.value
+            errors.append(
+                UsageError(
+                    f"The model's chat template leaves out what message {place + 1} says, which "
+                    f"is from {role}; choose another model, or another file of this one."
+                )
+            )
+        raise errors[0]
 
-        def piece(token: int | None) -> str:
-            return "" if token is None else self._tokenizer.show([token])
+    def _cut(self, written: Owned, ledger: Ledger) -> list[Part]:
+        """The parts of what was written; a control piece is one that the template alone wrote."""
+        parts: list[Part] = []
+        begin = end = 0
+        for own, run in written.runs():
+            for match in self._pieces.finditer(run.text) if own else ():
+                parts += _text(written[begin : end + match.start()], ledger)
+                parts += [Control(match.group())]
+                begin = end + match.end()
+            end += len(run)
+        return parts + _text(written[begin:], ledger)
 
-        values = {
-            "messages": [{"role": each.role.value, "content": each.text} for each in messages],
-            "add_generation_prompt": True,
-            "bos_token": piece(self._tokenizer.bos_id),
-            "eos_token": piece(self._tokenizer.eos_id),
-            "tools": None,
-        }
-        written: list[str] = []
-        length = 0
+    def _ends(self) -> list[int]:
+        """The control id that follows an answer, after white space at most, where one does."""
         try:
-            for text in self._template.generate(values):
-                length += len(text)
-                if length > self._sandbox.longest:
-                    raise CheckpointError(
-                        "The model's chat template writes without end; choose another file of "
-                        "this model."
-                    )
-                written.append(text)
-        except _RefusalError as error:
+            written, ledger = self._written(_PROBE)
+        except _EndlessError:
+            raise
+        except (UsageError, CheckpointError):  # told where a real conversation has it, too
+            return []
+        place = next(place for place, each in enumerate(_PROBE) if each.role is Role.ASSISTANT)
+        after = written[end_of(written, ledger, place) :].strip(right=False)
+        own, run = next(iter(after.runs()), (False, after))
+        match = self._pieces.match(run.text) if own else None
+        return [] if match is None else [self._tokenizer.controls[match.group()]]
+
+    def _render(self, messages: Sequence[Message], ledger: Ledger, in_parts: bool) -> Owned:
+        said: list[object] = list(ledger.texts)
+        if in_parts:
+            kind = Owned.of("text")
+            said = [[ContentPart(_mapping(type=kind, text=text))] for text in ledger.texts]
+        values = {
+            **self._marks(),
+            "messages": [
+                _mapping(role=Owned.of(message.role.value), content=text)
+                for message, text in zip(messages, said, strict=True)
+            ],
+            "add_generation_prompt": True,
+            "tools": None,
+            "documents": None,
+        }
+        budget = Budget(len(messages), sum(len(message.text) for message in messages))
+        try:
+            return Interpreter(budget).run(self._tree, values)
+        except TemplateRefusalError as error:
             raise UsageError(
-                f"The model's chat template refuses this conversation: {error}"
+                f"The model's chat template refuses this conversation: {_reason(error)}"
+            ) from error
+        except TemplateLimitError as error:
+            raise _EndlessError(
+                f"The model's chat template {error}; choose another file of this model."
             ) from error
         # A template is a program from elsewhere: what it does wrong comes as any exception.
-        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        except (TemplateFaultError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"The model's chat template cannot be run ({error}); choose another file of this "
-                "model."
+                f"The model's chat template cannot be run ({_reason(error)}); choose another file "
+                "of this model."
             ) from error
         except (AttributeError, RecursionError, MemoryError) as error:
+            reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
             raise CheckpointError(
-                f"The model's chat template cannot be run ({type(error).__name__}); choose another "
-                "file of this model."
+                f"The model's chat template cannot be run ({reason}); choose another file of this "
+                "model."
             ) from error
-        return "".join(written)
+
+    def _marks(self) -> dict[str, object]:
+        """What transformers tells a template of the special tokens; what is not there is absent."""
+        marks: dict[str, object] = {
+            name: Owned.of(piece) if isinstance(piece, str) else [Owned.of(each) for each in piece]
+            for name, piece in self._tokenizer.special_tokens.items()
+        }
+        ids = {"bos_token": self._tokenizer.bos_id, "eos_token": self._tokenizer.eos_id}
+        shown = {
+            name: Owned.of(self._tokenizer.show([token]))
+            for name, token in ids.items()
+            if token is not None
+        }
+        return {**marks, **shown}
 
 
-@dataclass(frozen=True)
-class Mask:
-    """Characters of control pieces, and those that stand for them while a template runs."""
-
-    hidden: Mapping[int, str]
-    shown: Mapping[int, str]
-
-    @classmethod
-    def of(cls, controls: Mapping[str, int], texts: Sequence[str]) -> Mask:
-        """A mask for ``controls`` whose stand-ins occur in none of ``texts`` nor in a piece.
-
-        >>> mask = Mask.of({"<s>": 1}, ["a <s>"])
-        >>> "<s>" in mask.hide("a <s>"), mask.show(mask.hide("a <s>"))
-        (False, 'a <s>')
-        """
-        used = {ord(letter) for text in (*texts, *controls) for letter in text}
-        letters = sorted({letter for piece in controls for letter in piece if not letter.isspace()})
-        free = _unused(used)
-        pairs = [(letter, next(free)) for letter in letters]
-        return cls(
-            {ord(letter): private for letter, private in pairs},
-            {ord(private): letter for letter, private in pairs},
-        )
-
-    def hide(self, text: str) -> str:
-        """``text`` without a character of any control piece."""
-        return text.translate(self.hidden)
-
-    def show(self, text: str) -> str:
-        """The inverse of :meth:`hide`."""
-        return text.translate(self.shown)
+def _parsed(source: str) -> nodes.Template:
+    """The tree of a template; raises CheckpointError for text that is none."""
+    try:
+        if len(source) > LONGEST_SOURCE:
+            raise ValueError(f"it has {len(source)} letters, and may have {LONGEST_SOURCE}")
+        tree = parse(source)
+        _literal_text(tree).encode("utf-8")
+    # Numbers of thousands of digits and halves of surrogate pairs are ValueErrors.
+    except (TemplateSyntaxError, RecursionError, ValueError, OverflowError) as error:
+        raise CheckpointError(
+            f"The model's chat template does not parse ({_reason(error)}); choose another file of "
+            "this model."
+        ) from error
+    return tree
 
 
-def _text(text: str, contents: list[tuple[Role, str]], mask: Mask) -> list[Part]:
-    """The part for a text; of ``contents``, which are in order, those it holds are taken out."""
-    role = None
-    while contents and contents[0][1].strip() in text:
-        role = contents.pop(0)[0]
-    return [Text(mask.show(text), role)] if text else []
+def _reason(error: Exception) -> str:
+    """What an exception says, on one line that steers no terminal and is not long."""
+    text = " ".join(without_controls(str(error)).split())
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}…"
+
+
+def _mapping(**values: object) -> dict[Owned, object]:
+    return {Owned.of(name): value for name, value in values.items()}
+
+
+def _text(written: Owned, ledger: Ledger) -> list[Part]:
+    return [Text(written.text, ledger.role(written))] if written else []
 
 
 def system_with_user(messages: Sequence[Message]) -> list[Message]:
@@ -337,19 +272,3 @@ def _literal_text(tree: nodes.Template) -> str:
     texts = [each.data for each in tree.find_all(nodes.TemplateData)]
     strings = [each.value for each in tree.find_all(nodes.Const) if isinstance(each.value, str)]
     return "\n".join([*texts, *strings])
-
-
-def _unused(used: set[int]) -> Iterator[str]:
-    """Characters of the private planes that are not among those ``used``."""
-    for code in _PRIVATE:
-        if code not in used:
-            yield chr(code)
-    raise UsageError("The conversation uses all of Unicode's private characters; take some out.")
-
-
-def _raise_exception(message: object) -> None:
-    raise _RefusalError(" ".join(str(message).split()))
-
-
-def _to_json(value: Any, indent: int | None = None, **_more: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent if indent in (2, 4) else None)

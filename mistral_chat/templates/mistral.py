@@ -85,7 +85,7 @@ class MistralTemplate(ChatTemplate):
     def segments(self, messages: Sequence[Message]) -> list[Segment]:
         """The conversation's parts and their ids; raises UsageError for roles out of order."""
         check_roles(messages)
-        return encode_parts(self._tokenizer, self._parts(messages), self._markers)
+        return encode_parts(self._tokenizer, self.parts(messages), self._markers)
 
     def _controls(self) -> list[str]:
         controls = [BEGIN, END]
@@ -95,7 +95,8 @@ class MistralTemplate(ChatTemplate):
             controls += ["[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"]
         return controls
 
-    def _parts(self, messages: Sequence[Message]) -> list[Part]:
+    def parts(self, messages: Sequence[Message]) -> list[Part]:
+        """What the format writes, with BOS."""
         turns = merged(messages, keep_system=self._apart)
         users = [place for place, turn in enumerate(turns) if turn.role is Role.USER]
         chosen = users[0 if self._position is SystemPosition.FIRST else -1]

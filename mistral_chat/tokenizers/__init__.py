@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from mistral_chat.tokenizers.config import read_config
+from mistral_chat.tokenizers.config import TokenizerConfig, read_config
 from mistral_chat.tokenizers.detokenizer import Detokenizer
 from quant.errors import CheckpointError, UnsupportedError
 
@@ -60,6 +60,10 @@ class Tokenizer(Protocol):
     @property
     def chat_template(self) -> str | None:
         """The Jinja text that came with the model."""
+
+    @property
+    def special_tokens(self) -> Mapping[str, str | list[str]]:
+        """Special tokens beside BOS and EOS, by the names that a chat template knows."""
 
     @property
     def controls(self) -> Mapping[str, int]:
@@ -152,7 +156,10 @@ def _load(path: Path, folder: Path) -> Tokenizer:
         if not data[:4096].lstrip().startswith(b"{"):
             from mistral_chat.tokenizers.sentencepiece import SentencePieceTokenizer
 
-            return SentencePieceTokenizer(data, read_config(folder))
+            config = read_config(folder)
+            pieces = SentencePieceTokenizer(data, config)
+            _check_marks(pieces, config, path, folder)
+            return pieces
         values = json.loads(data)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
@@ -161,8 +168,25 @@ def _load(path: Path, folder: Path) -> Tokenizer:
     if "model" in values:
         from mistral_chat.tokenizers.huggingface import HuggingFaceTokenizer
 
-        return HuggingFaceTokenizer(values, read_config(folder))
+        config = read_config(folder)
+        tokenizer = HuggingFaceTokenizer(values, config)
+        _check_marks(tokenizer, config, path, folder)
+        return tokenizer
 
     from mistral_chat.tokenizers.tekken import TekkenTokenizer
 
     return TekkenTokenizer(data, values, str(path))
+
+
+def _check_marks(tokenizer: Tokenizer, config: TokenizerConfig, path: Path, folder: Path) -> None:
+    """Raise CheckpointError where the chat template spells a mark that the vocabulary lacks.
+
+    A mark is what the files beside the vocabulary name as a special or added token. It would be
+    read letter by letter, which no model was trained on.
+    """
+    for piece in sorted({*config.special, *config.added}):
+        if config.writes(piece) and tokenizer.control_id(piece) is None:
+            raise CheckpointError(
+                f"The chat template in {folder} writes {piece}, which {path} does not have as a "
+                "token: they do not belong together; fetch the vocabulary of this model."
+            )

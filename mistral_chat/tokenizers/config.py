@@ -13,12 +13,18 @@ from quant.errors import CheckpointError
 
 CONFIG_FILE = "tokenizer_config.json"
 
+# GGUF's names of special tokens, one of them misspelled.
+_GGUF_NAMES = {
+    "unk": "unknown", "sep": "seperator", "pad": "padding", "cls": "cls", "mask": "mask",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class TokenizerConfig:
     """``added`` maps pieces that were added to a vocabulary to their ids; those in ``special`` too.
 
-    ``add_bos`` is None where nothing is said about it.
+    ``add_bos`` is None where nothing is said about it. ``named`` has the other special tokens by
+    the names under which transformers gives them to a chat template, such as ``pad_token``.
     """
 
     bos: str | None = None
@@ -27,6 +33,7 @@ class TokenizerConfig:
     chat_template: str | None = None
     added: Mapping[str, int] = field(default_factory=dict)
     special: frozenset[str] = frozenset()
+    named: Mapping[str, str | list[str]] = field(default_factory=dict)
 
     def names(self, piece: str) -> bool:
         """Whether a piece is a mark rather than text: declared so, or written by the template.
@@ -35,6 +42,10 @@ class TokenizerConfig:
         """
         if piece in self.special or piece in (self.bos, self.eos):
             return True
+        return self.writes(piece)
+
+    def writes(self, piece: str) -> bool:
+        """Whether the chat template spells a piece that is more than white space or a character."""
         template = self.chat_template or ""
         return len(piece) > 1 and not piece.isspace() and piece in template
 
@@ -43,6 +54,7 @@ class TokenizerConfig:
         values = {
             "bos_token": self.bos,
             "eos_token": self.eos,
+            **self.named,
             "add_bos_token": self.add_bos,
             "added_tokens_decoder": {
                 str(token): {"content": piece, "special": piece in self.special}
@@ -87,6 +99,11 @@ def config_from_gguf(metadata: Mapping[str, Any], add_bos: bool) -> TokenizerCon
         eos=named("eos"),
         add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", add_bos)),
         chat_template=template,
+        named={
+            f"{name}_token": piece
+            for name, key in _GGUF_NAMES.items()
+            if (piece := named(key)) is not None
+        },
     )
 
 
@@ -118,6 +135,15 @@ def read_config(folder: Path) -> TokenizerConfig:
     more = values.get("additional_special_tokens")
     if isinstance(more, list):
         special |= {piece for entry in more if (piece := _piece(entry)) is not None}
+    named: dict[str, str | list[str]] = {
+        name: piece
+        for name in (f"{short}_token" for short in _GGUF_NAMES)
+        if (piece := _piece(values.get(name))) is not None
+    }
+    if isinstance(more, list):
+        named["additional_special_tokens"] = [
+            piece for entry in more if (piece := _piece(entry)) is not None
+        ]
     add_bos = values.get("add_bos_token")
     return TokenizerConfig(
         bos=_piece(values.get("bos_token")),
@@ -126,6 +152,7 @@ def read_config(folder: Path) -> TokenizerConfig:
         chat_template=_chat_template(folder, values),
         added=added,
         special=frozenset(special),
+        named=named,
     )
 
 
@@ -157,6 +184,14 @@ def _chat_template(folder: Path, values: Mapping[str, Any]) -> str | None:
     template = _object(folder / "chat_template.json").get("chat_template")
     template = values.get("chat_template") if template is None else template
     if isinstance(template, list):
-        named = {entry.get("name"): entry for entry in template if isinstance(entry, dict)}
-        template = named.get("default", {}).get("template")
+        default = [
+            entry.get("template")
+            for entry in template
+            if isinstance(entry, dict) and entry.get("name") == "default"
+        ]
+        template = default[-1] if default else None
+        if default and not isinstance(template, str):
+            raise CheckpointError(
+                f"The default chat template in {folder / CONFIG_FILE} is no text; fetch it again."
+            )
     return template if isinstance(template, str) else None

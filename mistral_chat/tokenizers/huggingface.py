@@ -206,6 +206,11 @@ class HuggingFaceTokenizer:
         return self._config.chat_template
 
     @property
+    def special_tokens(self) -> Mapping[str, str | list[str]]:
+        """Special tokens beside BOS and EOS, by the names that a chat template knows."""
+        return self._config.named
+
+    @property
     def controls(self) -> Mapping[str, int]:
         """Every control piece and its id."""
         return self._marks

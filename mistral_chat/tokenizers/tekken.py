@@ -89,6 +89,11 @@ class TekkenTokenizer:
         return self.control_id("</s>")
 
     @property
+    def special_tokens(self) -> Mapping[str, str | list[str]]:
+        """None beside BOS and EOS."""
+        return {}
+
+    @property
     def controls(self) -> Mapping[str, int]:
         """Every special token and its id."""
         return self._controls

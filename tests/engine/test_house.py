@@ -29,7 +29,10 @@ CHAT = """
 printable screen errors files locks guardrail settings categories messages
 tokenizers.detokenizer tokenizers.config tokenizers.sentencepiece tokenizers.tekken
 tokenizers.huggingface tokenizers templates.parts templates.mistral
-templates.chatml templates.jinja templates download hub models families info texts planning
+templates.chatml templates.budget templates.owned templates.values templates.methods
+templates.filters templates.predicates templates.functions templates.evaluator
+templates.interpreter templates.ledger templates.jinja templates download hub models families info
+texts planning
 quantizing pulling inputs loops engine labels moderation
 thresholds evaluation moderating judging talks session_file
 sessions chat markdown render bench warmup commands

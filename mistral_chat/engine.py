@@ -118,6 +118,18 @@ def template_options(settings: Settings, neutralize: bool = True) -> TemplateOpt
     return TemplateOptions(None if position is None else SystemPosition(position), neutralize)
 
 
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """A conversation whose last answer was cut: going on with it goes on from its ids.
+
+    ``begun`` are the bytes of a character in the midst of which it was; they are not in the text.
+    """
+
+    messages: tuple[Message, ...]
+    ids: tuple[int, ...]
+    begun: bytes
+
+
 class ChatEngine:
     """A loaded model with its tokenizer, its template and what it remembers of the last prompt."""
 
@@ -137,6 +149,7 @@ class ChatEngine:
     ) -> None:
         self.recommended: Mapping[str, object] = recommended or {}
         self.complaints = complaints
+        self._cut: _Cut | None = None
         self._prefill = prefill
         self._placed: dict[str, Any] = {
             "threads": threads,
@@ -237,8 +250,10 @@ class ChatEngine:
                 if isinstance(event, TextDelta):
                     print(event.text, end="", flush=True)
         """
-        ids = self._encode(messages)
         goes_on = bool(messages) and messages[-1].role is Role.ASSISTANT
+        ids, begun = self._encode(messages), b""
+        if self._cut is not None and self._cut.messages == tuple(messages):
+            ids, begun = list(self._cut.ids), self._cut.begun
         before = self.session
         cached = self._rewind(ids)
         if self.session is not before:
@@ -260,11 +275,11 @@ class ChatEngine:
         drop_space = self.tokenizer.space_prefix != "never" and not goes_on
         loops = LoopDetector() if stop_loops else None
         in_loop = False
-        detokenizer = Detokenizer(self._token_bytes, drop_space)
+        detokenizer = Detokenizer(self._token_bytes, drop_space, begun)
         pieces: list[str] = []
-        count = 0
+        written: list[int] = []
         for token in generation:
-            count += 1
+            written.append(token)
             piece = detokenizer.feed(token)
             if piece:
                 pieces.append(piece)
@@ -272,15 +287,22 @@ class ChatEngine:
             if loops is not None and loops.feed(token):
                 in_loop = True
                 break
-        tail = detokenizer.flush()
-        if tail:
+        reason = "loop" if in_loop else generation.finish_reason or "cancelled"
+        self._cut = None
+        if reason in ("length", "context", "cancelled"):
+            text = (messages[-1].text if goes_on else "") + "".join(pieces)
+            told = messages[:-1] if goes_on else messages
+            self._cut = _Cut(
+                (*told, Message(Role.ASSISTANT, text)), (*ids, *written), detokenizer.begun
+            )
+        elif tail := detokenizer.flush():
             pieces.append(tail)
             yield TextDelta(tail)
         timings = generation.timings
         yield Finished(
             text="".join(pieces),
-            finish_reason="loop" if in_loop else generation.finish_reason or "cancelled",
-            usage=Usage(len(ids), cached, count),
+            finish_reason=reason,
+            usage=Usage(len(ids), cached, len(written)),
             timings=Timings(
                 timings.prompt_tokens,
                 timings.prefill_seconds,

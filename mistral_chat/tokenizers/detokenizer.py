@@ -16,12 +16,22 @@ class Detokenizer:
     >>> stream = Detokenizer({7: b" caf", 8: b"\xc3", 9: b"\xa9"}.__getitem__, drop_space=True)
     >>> [stream.feed(7), stream.feed(8), stream.feed(9), stream.flush()]
     ['caf', '', 'é', '']
+
+    ``begun`` are the first bytes of a character that another one had left in :attr:`begun`.
     """
 
-    def __init__(self, token_bytes: Callable[[int], bytes], drop_space: bool = False) -> None:
+    def __init__(
+        self, token_bytes: Callable[[int], bytes], drop_space: bool = False, begun: bytes = b""
+    ) -> None:
         self._token_bytes = token_bytes
         self._drop_space = drop_space
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._decoder.decode(begun)
+
+    @property
+    def begun(self) -> bytes:
+        """The bytes of a character that is not there as a whole yet."""
+        return self._decoder.getstate()[0]
 
     def feed(self, token: int) -> str:
         """The text that this token completes, which may be empty."""

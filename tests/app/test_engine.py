@@ -154,6 +154,29 @@ def test_a_character_cut_in_two_ends_as_a_replacement(chat: ChatEngine, script: 
     assert ask(chat, "Hi")[0] == "\N{REPLACEMENT CHARACTER}"
 
 
+@pytest.mark.parametrize("bytes_", range(1, 9))
+def test_an_answer_cut_in_a_character_goes_on_from_its_ids(
+    chat: ChatEngine, script: Script, bytes_: int
+) -> None:
+    whole = [id_ for letter in "é😀x" for id_ in TOKENIZER.encode(letter)]
+    script.ids = whole
+    left = iter(range(bytes_))
+    first, cut = ask(chat, "Hi", cancel=lambda: next(left, None) is None)
+    assert cut.finish_reason == ("cancelled" if bytes_ < len(whole) else "stop")
+    assert "\N{REPLACEMENT CHARACTER}" not in first
+    assert "é😀x".startswith(first)
+    script.ids = whole[bytes_:]
+    second, _ = ask(chat, "Hi", first)
+    assert first + second == "é😀x"
+    # Fed is what the model had written, not what its text would be encoded as.
+    assert script.sessions[-1].ids[-len(whole) :] == whole
+    # Another conversation that ends in the same words is encoded.
+    script.ids = []
+    ask(chat, "Ho", first)
+    question = TEMPLATE.encode([Message(Role.USER, "Ho")])
+    assert script.sessions[-1].ids == question + TOKENIZER.encode(first)
+
+
 def test_only_what_is_new_is_fed(chat: ChatEngine, script: Script) -> None:
     script.ids = TOKENIZER.encode("Yo")
     ask(chat, "Hi")

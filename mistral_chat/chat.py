@@ -166,7 +166,7 @@ class Chat:
         ``on_full`` says is done first, and ``tell`` gets a sentence for each turn that goes. Raises
         ContextFullError for what does not fit all the same.
         """
-        self.check_length(question)
+        self.check_length((self.system or "") + question)
         self.last, self.verdicts = None, []
         if not (yield from self._question_passes(question, cancel, progress)):
             return

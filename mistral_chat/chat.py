@@ -169,7 +169,7 @@ class Chat:
         ContextFullError for what does not fit all the same, and NotKeptError, after the last event,
         where the turn cannot be written to the session; the talk is then as it was before.
         """
-        self.check_length(question)
+        self.check_length((self.system or "") + question)
         self.last, self.verdicts = None, []
         if not (yield from self._question_passes(question, cancel, progress)):
             return

@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mistral_chat.errors import UsageError
-from mistral_chat.files import without_mark
+from mistral_chat.files import longer_than, without_mark
 from mistral_chat.guardrail import ACCEPTABLE, Taxonomy, Verdict, worst
 from mistral_chat.moderation import Moderator
 from mistral_chat.settings import nearest
+from mistral_chat.texts import MOST_BYTES
 from mistral_chat.thresholds import Bools, Chances, calibrated, passes, with_thresholds
 
 UNACCEPTABLE = "unacceptable"
@@ -87,6 +88,8 @@ def json_lines(data: bytes, place: str) -> list[tuple[int, dict[str, object]]]:
     for number, line in enumerate(without_mark(data, place).split(b"\n"), 1):
         if not line.strip():
             continue
+        if len(line) > MOST_BYTES:
+            raise longer_than(MOST_BYTES)(f"{place}, line {number}")
         try:
             values = json.loads(line.decode("utf-8"))
             # Half of a surrogate pair, which JSON can write, is no text.

@@ -30,12 +30,14 @@ TooLong = Callable[[str], QuantError]
 """The error for a place that holds more than may be read."""
 
 
-def too_long(place: str) -> QuantError:
-    """The error for a file of more than ``MOST_BYTES``."""
-    return UsageError(
-        f"{place} holds more than {MOST_BYTES / 1e6:.0f} MB, more than is read at once; give a "
-        "part of it."
-    )
+def longer_than(most: int) -> TooLong:
+    """The error for what holds more than ``most`` bytes.
+
+    >>> print(longer_than(16_000_000)("a.txt"))
+    a.txt holds more than 16 MB, more than is read at once; give a part of it.
+    """
+    size = f"{most / 1e6:.0f} MB, more than is read at once; give a part of it."
+    return lambda place: UsageError(f"{place} holds more than {size}")
 
 
 def expanded(name: str | Path) -> Path:
@@ -56,11 +58,12 @@ def expanded(name: str | Path) -> Path:
         ) from error
 
 
-def read_file(file: Path, most: int = MOST_BYTES, refused: TooLong = too_long) -> bytes:
+def read_file(file: Path, most: int = MOST_BYTES, refused: TooLong | None = None) -> bytes:
     """The bytes of a file, or what comes out of a pipe; raises UsageError where there are none.
 
     Devices, and pipes that nobody writes to, are refused: reading them might never end. Of a file
-    of more than ``most`` bytes no more than that is read, and the error of ``refused`` is raised.
+    of more than ``most`` bytes no more than that is read, and the error of ``refused`` is raised,
+    by default UsageError.
     """
     try:
         # Without waiting for somebody who writes into a pipe, who may never come.
@@ -102,12 +105,13 @@ def _is_standard_input(what: os.stat_result) -> bool:
 
 
 def read_stream(
-    stream: BinaryIO, place: str, most: int = MOST_BYTES, refused: TooLong = too_long,
+    stream: BinaryIO, place: str, most: int = MOST_BYTES, refused: TooLong | None = None,
     first: bytes = b"",
 ) -> bytes:  # fmt: skip
     """All bytes of a stream, after those that were read already.
 
-    Where there are more than ``most`` the rest is left, and the error of ``refused`` is raised.
+    Where there are more than ``most`` the rest is left, and the error of ``refused`` is raised, by
+    default UsageError.
     """
     pieces, size = [first], len(first)
     while size <= most:
@@ -116,7 +120,7 @@ def read_stream(
             return b"".join(pieces)
         pieces.append(piece)
         size += len(piece)
-    raise refused(place)
+    raise (refused or longer_than(most))(place)
 
 
 def decode(data: bytes, place: str) -> str:
@@ -144,7 +148,7 @@ def without_mark(data: bytes, place: str) -> bytes:
     return decode(data, place).encode("utf-8") if marked else data
 
 
-def read_text(file: Path, most: int = MOST_BYTES, refused: TooLong = too_long) -> str:
+def read_text(file: Path, most: int = MOST_BYTES, refused: TooLong | None = None) -> str:
     """The text of a file; raises UsageError where it cannot be read or is none."""
     return decode(read_file(file, most, refused), str(file))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mistral_chat.errors import TextTooLongError, UsageError
-from mistral_chat.files import MOST_BYTES, TooLong, decode, read_file, read_stream, too_long
+from mistral_chat.files import MOST_BYTES, TooLong, decode, longer_than, read_file, read_stream
 from mistral_chat.tokenizers import Tokenizer
 
 STDIN = "-"
@@ -27,7 +27,7 @@ def gather(
     stdin: BinaryIO | None,
     example: str = 'mistral-chat "your question"',
     most: int = MOST_BYTES,
-    refused: TooLong = too_long,
+    refused: TooLong | None = None,
 ) -> str:
     """The prompt: files, standard input and the words of the command line, a blank line between.
 
@@ -36,6 +36,7 @@ def gather(
     nothing but blanks, and the error of ``refused`` where there are more than ``most`` bytes.
     """
     read_stdin = stdin is not None
+    refused = refused or longer_than(most)
     parts = []
     for file in files:
         if str(file) != STDIN:
@@ -57,7 +58,7 @@ def most_bytes(context: int) -> tuple[int, TooLong]:
     Far more than fits: a text that is refused here needs no model to tell that it is too long.
     """
     if context * BYTES_PER_TOKEN > MOST_BYTES:
-        return MOST_BYTES, too_long
+        return MOST_BYTES, longer_than(MOST_BYTES)
     return context * BYTES_PER_TOKEN, lambda _place: TextTooLongError(context + 1, context)
 
 
@@ -81,7 +82,7 @@ def decode_typed(line: str) -> str:
     return line.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def read_input(file: Path | None, most: int = MOST_BYTES, refused: TooLong = too_long) -> bytes:
+def read_input(file: Path | None, most: int = MOST_BYTES, refused: TooLong | None = None) -> bytes:
     """The bytes of a file, or of standard input for None or ``-``; raises UsageError."""
     if file is not None and str(file) != STDIN:
         return read_file(file, most, refused)

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -77,7 +77,8 @@ class Keyboard:
 
     def _set(self, modes: list[Any] | None) -> None:
         if self._descriptor is not None and modes is not None:
-            termios.tcsetattr(self._descriptor, termios.TCSANOW, modes)
+            with suppress(termios.error):  # the terminal was closed
+                termios.tcsetattr(self._descriptor, termios.TCSANOW, modes)
 
 
 def _modes(descriptor: int | None) -> list[Any] | None:

@@ -154,6 +154,8 @@ class CommandCompleter(Completer):
         if room is None or "\n" in line:
             return
         for whole in completions(room, line):
+            if printable(whole) != whole:
+                continue  # a name that nobody can type
             yield Completion(whole, start_position=-len(line), display=whole.split(" ")[-1])
 
 
@@ -312,7 +314,7 @@ class Repl:
     def _toolbar(self) -> AnyFormattedText:
         room = self._present()
         if room is None:
-            return f" {self._name}  loading ..."
+            return printable(f" {self._name}  loading ...")
         chat = room.chat
         session = chat.engine.session
         words = [chat.engine.name, f"context {session.position} of {session.max_context}"]
@@ -322,7 +324,7 @@ class Repl:
         if chat.settings.guardrail != OFF:
             words.append(f"guardrail {chat.settings.guardrail}")
         words.append("private" if chat.store is None else chat.store.name)
-        return " " + "  ".join(words)
+        return printable(" " + "  ".join(words))
 
     def _handle(self, line: str) -> bool:
         """Do what a line asks for; False where it ends the loop."""

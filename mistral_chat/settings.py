@@ -25,6 +25,9 @@ APPLICATION = "mistral-chat"
 HOME_VARIABLE = "MISTRAL_CHAT_HOME"
 
 
+MOST_CONFIG_BYTES = 1_000_000
+"""What is read of ``config.toml``; the longest that anybody writes is a system prompt."""
+
 _WORDS = {"on": True, "true": True, "yes": True, "1": True} | dict.fromkeys(
     ("off", "false", "no", "0"), False
 )
@@ -333,7 +336,7 @@ class Paths:
 def _read_config(path: Path) -> dict[str, object]:
     if is_missing(path):
         return {}
-    return parse_toml(read_text(path), str(path))
+    return parse_toml(read_text(path, MOST_CONFIG_BYTES), str(path))
 
 
 def parse_toml(text: str, place: str) -> dict[str, Any]:

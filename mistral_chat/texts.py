@@ -7,7 +7,6 @@ from importlib.resources import files
 
 from mistral_chat.errors import UsageError
 from mistral_chat.tokenizers import Tokenizer
-from quant.errors import QuantError
 
 MOST_BYTES = 16_000_000
 """Bytes of a text that is read; its tokens take two gigabytes while they are made."""
@@ -27,14 +26,6 @@ def calibration_text() -> str:
 def held_out_text() -> str:
     """The text that comes with the package to measure with; nothing is calibrated on it."""
     return (files("mistral_chat") / "data" / "held_out.txt").read_text(encoding="utf-8")
-
-
-def longer_than_read(place: str) -> QuantError:
-    """The error for a text of more than ``MOST_BYTES``."""
-    return UsageError(
-        f"{place} holds more than {MOST_BYTES / 1e6:.0f} MB of text, more than is read; give a "
-        f"part of it, as 'head -c {MOST_BYTES}' does."
-    )
 
 
 def pieces(tokenizer: Tokenizer, text: str, shortest: int = 2) -> list[list[int]]:

@@ -57,8 +57,9 @@ def template(
     from mistral_chat.render import Notes
     from mistral_chat.template_view import TemplateView
     from mistral_chat.templates import template_for
+    from mistral_chat.texts import MOST_BYTES
 
-    messages = read_conversation(read_input(conversation))
+    messages = read_conversation(read_input(conversation, MOST_BYTES))
     if tokenizer is None:
         with Notes().progress() as progress:
             tokenizer = locate(settings.model, paths, progress)

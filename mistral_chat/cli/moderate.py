@@ -104,7 +104,7 @@ def moderate(
     from mistral_chat.moderating import save_categories as save
     from mistral_chat.moderation import moderator_settings, open_moderator
     from mistral_chat.render import Notes
-    from mistral_chat.texts import MOST_BYTES, longer_than_read
+    from mistral_chat.texts import MOST_BYTES
 
     # Looked at before a model is loaded, which takes longer.
     taxonomy = load_taxonomy(settings.categories or PAPER)
@@ -145,7 +145,7 @@ def moderate(
     if not (words or files or stdin is not None):
         raise UsageError(f'There is no text to classify; write one: {PROGRAM} moderate "a text".')
     example = f'{PROGRAM} moderate "a text"'
-    whole = gather(words, files, stdin, example, MOST_BYTES, longer_than_read)
+    whole = gather(words, files, stdin, example, MOST_BYTES)
     return _judge_text(opened(), whole, Role(role), as_json, notes)
 
 

@@ -94,7 +94,7 @@ def quantize_weights(
     from mistral_chat.quantizing import Comparison, Order, Quantized, compare_methods
     from mistral_chat.quantizing import quantize_weights as carry_out
     from mistral_chat.render import Notes
-    from mistral_chat.texts import MOST_BYTES, longer_than_read
+    from mistral_chat.texts import MOST_BYTES
     from quant import QuantSpec
     from quant.checkpoints import DEFAULT_SPEC, fitting_spec, open_checkpoint
     from quant.quantizers.recipe import Recipe
@@ -117,7 +117,7 @@ def quantize_weights(
     recipe = recipe_for(group_size or DEFAULT_SPEC.group_size)
     text = None
     if calibrate is not None:
-        data = read_input(calibrate, MOST_BYTES, longer_than_read)
+        data = read_input(calibrate, MOST_BYTES)
         text = decode(data, str(calibrate))
     paths = Paths.from_environment(os.environ)
     with Notes(quiet).progress() as progress:
@@ -174,12 +174,12 @@ def perplexity(
     from mistral_chat.models import locate
     from mistral_chat.quantizing import measure_perplexity
     from mistral_chat.render import Notes
-    from mistral_chat.texts import MOST_BYTES, longer_than_read
+    from mistral_chat.texts import MOST_BYTES
 
     paths = Paths.from_environment(os.environ)
     content = None
     if text is not None:
-        content = decode(read_input(text, MOST_BYTES, longer_than_read), str(text))
+        content = decode(read_input(text, MOST_BYTES), str(text))
     with Notes(quiet).progress() as progress:
         path = locate(model, paths, progress)
         reference = None if against is None else locate(against, paths, progress)

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mistral_chat import files, inputs, texts
+from mistral_chat import evaluation, files, inputs, texts
 from mistral_chat.errors import ExitCode, TextTooLongError, UsageError, exit_code
 from mistral_chat.files import decode, expanded, read_file, read_stream, read_text
 from mistral_chat.messages import read_conversation
@@ -280,13 +280,25 @@ def test_texts_to_measure_with_are_bounded(
     command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(texts, "MOST_BYTES", 10)
+    monkeypatch.setattr(evaluation, "MOST_BYTES", 10)
     file = tmp_path / "text"
     file.write_bytes(b"x" * 11)
     for arguments in (
         ["perplexity", "m.gguf", str(file)],
         ["quantize-weights", "m.gguf", "target", "--calibrate", str(file)],
         ["moderate", "-f", str(file)],
+        ["template", str(file)],
     ):
         result = command(*arguments)
         assert result.code == ExitCode.USAGE
         assert f"{file} holds more than" in result.stderr
+    result = command("moderate", "--jsonl", stdin=b'{}\n{"text": "' + b"x" * 10 + b'"}')
+    assert (result.code, "line 2 holds more than" in result.stderr) == (ExitCode.USAGE, True)
+
+
+def test_settings_are_no_place_for_megabytes(paths: Paths, command: Command) -> None:
+    paths.config.mkdir(parents=True)
+    paths.config_file.write_text("#" * 1_000_001)
+    result = command("hi")
+    assert result.code == ExitCode.USAGE
+    assert f"{paths.config_file} holds more than 1 MB" in result.stderr

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import secrets
 import shutil
 import stat
 import sys
@@ -53,6 +54,23 @@ def read_file(path: Path, most: int) -> bytes:
     if len(content) > most:
         raise OSError(errno.EFBIG, f"it is larger than {most / 1e6:.0f} MB", str(path))
     return content
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all, through one beside it that nobody can foresee.
+
+    Raises OSError.
+    """
+    new = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    try:
+        with os.fdopen(os.open(new, flags, 0o666), "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def own_folder(path: Path) -> None:

@@ -327,9 +327,8 @@ class ChatEngine:
 
     @property
     def identity(self) -> str:
-        """All that keys and values depend on but the ids; names what a cache's file belongs to."""
-        session = self.session
-        return f"{self.model.digest} {session.cache.kind} {self._prefill} {self.template.name}"
+        """All that keys and values depend on but the ids and the model, which names itself."""
+        return f"{self.session.cache.kind} {self._prefill} {self.template.name}"
 
     def save_cache(self, path: Path, messages: Sequence[Message]) -> int:
         """Write what was read of a conversation to a file; the bytes it takes. Raises OSError.

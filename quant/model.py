@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -16,7 +17,7 @@ from .backend import Program, new_program
 from .cache import RollingCache
 from .cache_file import read_cache, write_cache
 from .config import ModelConfig
-from .errors import ConfigError, ContextFullError, InputError
+from .errors import CacheError, ConfigError, ContextFullError, InputError
 from .qtensor import Floats
 from .sampling import Sampler, check_logits
 from .scratch import HEAD_TOKENS, Scratch
@@ -80,6 +81,14 @@ class Model:
     def digest(self) -> str:
         """SHA-256 of the source file in hexadecimal; a large GGUF takes seconds to read for it."""
         return self._identify()
+
+    @cached_property
+    def identity(self) -> str:
+        """What keys and values depend on beside the ids, the cache and the precision: the weights
+        that compute, whatever file they came from, and the geometry. SHA-256 in hexadecimal.
+        """
+        text = f"{self.config!r} {self.weights.fingerprint()}"
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def weight_bytes(self) -> int:
@@ -273,9 +282,12 @@ class Session:
         return kept
 
     def save(self, path: Path, identity: str) -> int:
-        """Write what was read to a file; the bytes it takes. See :mod:`quant.cache_file`."""
+        """Write what was read to a file; the bytes it takes. See :mod:`quant.cache_file`.
+
+        ``identity`` has all that keys and values depend on beside the model. Raises OSError.
+        """
         self._program.read_back()
-        return write_cache(path, self.cache, self.ids, identity)
+        return write_cache(path, self.cache, self.ids, f"{self.model.identity} {identity}")
 
     def restore(self, path: Path, identity: str) -> None:
         """Take up what :meth:`save` wrote; the session is empty before, and after an error.
@@ -283,7 +295,11 @@ class Session:
         Raises :class:`~quant.errors.CacheError` for a file that is damaged or of something else.
         """
         self.trim(0)
-        self.ids = read_cache(path, self.cache, identity)
+        ids = read_cache(path, self.cache, f"{self.model.identity} {identity}")
+        if ids and max(ids) >= self.model.config.vocab_size:
+            self.cache.trim(0)
+            raise CacheError(f"{path} holds ids that the model does not have.")
+        self.ids = ids
         self._program.take_up()
 
     def _checked(self, ids: Sequence[int]) -> npt.NDArray[np.int64]:

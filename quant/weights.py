@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,9 @@ from .qtensor import Floats, QuantTensor
 
 Matrix = QuantTensor | Floats
 """A matrix: packed, or float32 [rows, columns]."""
+
+PAGE, PAGES = 4096, 8
+"""Bytes of a page that is looked at in :meth:`Weights.fingerprint`, and how many of an array."""
 
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -53,6 +57,28 @@ class Weights:
         """Bytes that decoding one token reads: all matrices but the embedding, and the norms."""
         return self.nbytes if self.head is self.embedding else self.nbytes - self.embedding.nbytes
 
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, by which weights are told from others.
+
+        Of every tensor its layout and, where it is long, eight pages spread over it: whatever makes
+        other weights of a model (other bits or groups, another method, more training) changes each
+        tensor it touches all over, and to read 4 GB at each start would take as long as the start.
+        One weight changed by hand in a large tensor may go unnoticed.
+        """
+        whole = hashlib.sha256()
+        for tensor in self._tensors():
+            whole.update(repr(tensor.spec if isinstance(tensor, QuantTensor) else None).encode())
+            for array in _arrays(tensor):
+                whole.update(repr((array.dtype.str, array.shape)).encode())
+                flat = array.reshape(-1).view(np.uint8)
+                if flat.size <= 2 * PAGES * PAGE:
+                    whole.update(flat.data)
+                    continue
+                for page in range(PAGES):
+                    start = page * (flat.size - PAGE) // (PAGES - 1)
+                    whole.update(flat[start : start + PAGE].data)
+        return whole.hexdigest()
+
     def _tensors(self) -> Iterator[Matrix]:
         yield self.embedding
         for layer in self.layers:
@@ -63,6 +89,14 @@ class Weights:
         yield self.norm
         if self.head is not self.embedding:
             yield self.head
+
+
+def _arrays(tensor: Matrix) -> list[npt.NDArray[Any]]:
+    """The arrays that a matrix consists of."""
+    if not isinstance(tensor, QuantTensor):
+        return [tensor]
+    minimums = [] if tensor.minimums is None else [tensor.minimums]
+    return [tensor.codes, tensor.scales, *minimums]
 
 
 def check_weights(weights: Weights, config: ModelConfig) -> None:
@@ -103,10 +137,7 @@ def _check(name: str, tensor: Matrix, expected: tuple[int, ...]) -> None:
 
 def check_finite(name: str, tensor: Matrix) -> None:
     """Raise :class:`~quant.errors.CheckpointError`, naming it, where a number is not finite."""
-    arrays: tuple[npt.NDArray[Any] | None, ...] = (
-        (tensor.scales, tensor.minimums) if isinstance(tensor, QuantTensor) else (tensor,)
-    )
-    if not all(_is_finite(array) for array in arrays if array is not None):
+    if not all(_is_finite(array) for array in _arrays(tensor) if array.dtype != np.uint8):
         raise CheckpointError(
             f"The tensor {name} holds numbers that are not finite; the file is damaged, or the "
             "model was made wrongly: fetch it again."

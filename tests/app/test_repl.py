@@ -396,6 +396,33 @@ def test_a_session_goes_on_after_a_restart(terminal: Callable[..., Terminal], pa
     assert stat.S_IMODE((paths.sessions / "work.jsonl").stat().st_mode) == 0o600
 
 
+def test_a_turn_that_cannot_be_kept_is_shown_and_its_line_comes_back(
+    terminal: Callable[..., Terminal], paths: Paths
+) -> None:
+    screen = terminal("first", "second", "third", arguments=["--session", "work"])
+    screen.send("one" + ENTER)
+    screen.wait_for("first")
+    screen.ready()
+    path = paths.sessions / "work.jsonl"
+    path.write_bytes(path.read_bytes() + b"of another program\n")
+    screen.send("two" + ENTER)
+    screen.wait_for("second")
+    screen.wait(lambda lines: any("This turn is not kept" in line for line in lines))
+    screen.wait_for("> two")
+    screen.send("\x15/fork other" + ENTER)
+    screen.wait(lambda lines: any("goes on as other" in line for line in lines))
+    screen.ready()
+    screen.send("three" + ENTER)
+    screen.wait_for("third")
+    screen.ready()
+    kept = read_talk(paths.sessions / "other.jsonl").turns
+    assert [turn.user for turn in kept] == ["one", "three"]
+    screen.send(CTRL_D)
+    assert screen.ended() == 0
+    screen = terminal("fourth", arguments=["--session", "work"])
+    assert "work.damaged-1.jsonl" in "".join(screen.raw.split())
+
+
 def test_a_killed_talk_goes_on(terminal: Callable[..., Terminal]) -> None:
     screen = terminal("first", "...")
     screen.send("one" + ENTER)

@@ -30,7 +30,7 @@ from typing import Any
 
 from quant.errors import QuantError
 
-from .target import Target
+from .target import Target, require
 
 ROOT = Path(__file__).resolve().parents[2]
 PRODUCT = ("quant", "mistral_chat")
@@ -233,6 +233,8 @@ def place_of(trace: TracebackType | None) -> str:
     place = ""
     for frame in reversed(traceback.extract_tb(trace)):
         path = Path(frame.filename)
+        if frame.name == require.__name__:
+            continue
         inside = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
         if inside.parts[0] in PRODUCT:
             return f"{inside}:{frame.lineno}"

@@ -17,7 +17,7 @@ SPECS = (
     None, QuantSpec(4, 32, True), QuantSpec(4, 32, False), QuantSpec(8, 32, True),
     QuantSpec(8, 64, False), QuantSpec(4, 128, True),
 )  # fmt: skip
-WIDEST = 9000
+WIDEST = 4096
 """Rows of the widest query matrix."""
 TOLERANCES = {"f32": 5e-3, "f16": 5e-3, "int8": 5e-2}
 """The most that logits may differ, in units of the largest (of 1 at least), by kind of cache."""
@@ -62,7 +62,7 @@ class Geometry(Target):
     """Logits of a random model by the compiled kernels and by NumPy."""
 
     name = "geometry"
-    short = 60
+    short = 30
     seconds = 60.0  # NumPy's way through the largest of them is long
     kernels = ("f32", "f16", "int8")
 

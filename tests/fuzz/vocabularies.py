@@ -123,5 +123,7 @@ def _check_template(tokenizer: Tokenizer) -> None:
         return  # it has none, or one that cannot be used: the vocabulary may be used all the same
     size = tokenizer.vocab_size
     require(all(_is_id(token, size) for token in ids), f"the template gives {ids[:5]} of {size}")
-    require(all(_is_id(token, size) for token in template.stop_ids), "no stop id of this vocabulary")
+    require(
+        all(_is_id(token, size) for token in template.stop_ids), "no stop id of this vocabulary"
+    )
     tokenizer.show(ids)

@@ -78,7 +78,9 @@ class Layout:
         places = []
         for _ in range(tensors):
             name, dimensions = value(STRING), number("I")
-            places.append([name, [number("Q") for _ in range(dimensions)], number("I"), number("Q")])
+            places.append(
+                [name, [number("Q") for _ in range(dimensions)], number("I"), number("Q")]
+            )
         end = stream.tell()
         return cls(told, places, data[-(-end // ALIGNMENT) * ALIGNMENT :]), end
 

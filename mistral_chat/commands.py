@@ -424,6 +424,6 @@ def completions(room: Room, line: str) -> list[str]:
         return []
     try:
         words = list(command.completer(room, argument))
-    except (OSError, UsageError):  # what is typed names nothing yet
+    except (OSError, ValueError, UsageError):  # what is typed names nothing yet
         return []
     return [f"/{name} {word}" for word in words if word.startswith(argument)]

@@ -142,6 +142,14 @@ def _all(paths: Sequence[Path]) -> dict[str, SafetensorsFile]:
     return found
 
 
+def _is_there(path: Path) -> bool:
+    """Whether a file is there; a name that no file can have is none."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def _sharded(folder: Path) -> dict[str, SafetensorsFile]:
     """Every tensor of the shards that the index names, and of those alone."""
     index = read_json(folder / INDEX, MOST_INDEX).get("weight_map")
@@ -151,7 +159,7 @@ def _sharded(folder: Path) -> dict[str, SafetensorsFile]:
     for file in sorted(set(index.values())):
         if Path(file).name != file:
             raise CheckpointError(f"{folder / INDEX} names {file!r}, which is outside the folder.")
-        if not (folder / file).exists():
+        if not _is_there(folder / file):
             raise CheckpointError(
                 f"The shard {file} is missing in {folder}; fetch it from where the others came."
             )

@@ -372,6 +372,23 @@ def test_what_changes_the_mathematics_of_a_gguf(
             from_gguf(metadata, shapes)
 
 
+@pytest.mark.parametrize("length", [0, -16])
+def test_heads_of_no_size(length: int) -> None:
+    metadata = {"general.architecture": "llama", **GGUF_METADATA}
+    with pytest.raises(ConfigError, match="head_dim"):
+        from_gguf(
+            {**metadata, "llama.attention.key_length": length}, {"token_embd.weight": (96, 64)}
+        )
+
+
+def test_a_shard_whose_name_no_file_can_have(tmp_path: Path) -> None:
+    write_huggingface(tmp_path, TINY, shards=2)
+    index = {"weight_map": {"model.norm.weight": "x" * 300}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="is missing"):
+        open_checkpoint(tmp_path)
+
+
 GGUF_METADATA = {
     "llama.block_count": 2,
     "llama.context_length": 256,

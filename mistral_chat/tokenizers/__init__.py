@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from mistral_chat.tokenizers.config import TokenizerConfig, read_config
+from mistral_chat.tokenizers.config import CONFIG_FILE, TokenizerConfig, read_config
 from mistral_chat.tokenizers.detokenizer import Detokenizer
 from quant.errors import CheckpointError, UnsupportedError
 
@@ -20,7 +20,10 @@ __all__ = [
 ]
 
 PADDING = 256
-"""Embeddings have rows for their vocabulary rounded up to a multiple of this at most."""
+"""Models with a vocabulary of Mistral's own have its size rounded up to a multiple of this."""
+
+SURPLUS = 4096
+"""Other models have rows for at most as many tokens more than their vocabularies name."""
 
 
 class Tokenizer(Protocol):
@@ -33,6 +36,10 @@ class Tokenizer(Protocol):
     @property
     def vocab_size(self) -> int:
         """Number of ids; every id is below it."""
+
+    @property
+    def text_size(self) -> int:
+        """One more than the largest id that a text can give."""
 
     @property
     def bos_id(self) -> int | None:
@@ -81,8 +88,11 @@ class Tokenizer(Protocol):
     def token_bytes(self, token: int) -> bytes:
         """The bytes a token adds to a text: none for a control id.
 
-        Raises ValueError for an id outside the vocabulary.
+        None either for an id that the vocabulary does not have: a model may have rows for some.
         """
+
+    def least_tokens(self, text: str) -> int:
+        """A number of tokens that ``text`` has at least, told without cutting it."""
 
     def show(self, ids: Sequence[int]) -> str:
         """The ids as text in which control pieces show (SentencePiece: the pieces themselves)."""
@@ -115,67 +125,111 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
 def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer in a folder, or a tokenizer's file.
 
-    Of a folder's files the first is taken of: ``tekken.json``, ``tokenizer.model.v3`` (or another
-    version), ``tokenizer.model``, ``tokenizer.json``. A file is told by its content. Raises
-    CheckpointError where there is none or it is broken.
+    Which of a folder's files counts, :func:`_open` decides. A file is told by its content. Raises
+    CheckpointError where there is none, it is broken, or it lacks a mark that the chat template
+    spells.
     """
-    if path.is_dir():
-        return _load(_find(path), path)
-    return _load(path, path.parent)
+    return _open(path) if path.is_dir() else _load(path, path.parent)
 
 
 def check_vocabulary(tokenizer: Tokenizer, rows: int) -> None:
     """Raise CheckpointError unless an embedding of ``rows`` rows is one for this tokenizer.
 
-    >>> from types import SimpleNamespace
-    >>> check_vocabulary(SimpleNamespace(vocab_size=32002), 32064)
+    There may be more rows than tokens, and a control piece that nothing writes, such as an added
+    ``<pad>``, may have no row. Whatever a text or a chat template gives has one.
     """
     size = tokenizer.vocab_size
-    if not size <= rows <= -(-size // PADDING) * PADDING:
+    own = tokenizer.mistral_version is not None
+    most = -(-size // PADDING) * PADDING if own else size + SURPLUS
+    ends = {tokenizer.eos_id, tokenizer.bos_id}
+    lost = [
+        piece
+        for piece, token in tokenizer.controls.items()
+        if token >= rows and (token in ends or piece in (tokenizer.chat_template or ""))
+    ]
+    if lost or not tokenizer.text_size <= rows <= most:
+        without = f", none of them for {lost[0]}" if lost else ""
         raise CheckpointError(
-            f"The tokenizer has {size} tokens, but the model's embedding has {rows} rows: they do "
-            "not belong together; fetch the tokenizer's file of this model."
+            f"The tokenizer has {size} tokens, but the model's embedding has {rows} rows{without}: "
+            "they do not belong together; fetch the tokenizer's file of this model."
         )
 
 
-def _find(folder: Path) -> Path:
-    versioned = sorted(folder.glob("*.model.v*"))
+def _open(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder: the one place that decides which of its files counts.
+
+    In a folder of Hugging Face's it is ``tokenizer.json``, as for the transformers library; but a
+    vocabulary of Mistral's own beside it that has the same tokens counts, since it tells its
+    version. Otherwise it is the first of ``tekken.json``, ``tokenizer.model.v3`` (or another
+    version), ``tokenizer.model`` and ``tokenizer.json``.
+    """
     names = ("tekken.json", "tokenizer.model", "tokenizer.json")
     tekken, plain, library = (folder / name for name in names)
-    for path in (tekken, *versioned[-1:], plain, library):
-        if path.is_file():
-            return path
-    raise CheckpointError(
-        f"{folder} holds no tokenizer: there is no {', '.join(names)} in it; fetch it, too."
+    versioned = sorted(folder.glob("*.model.v*"))
+    own = [path for path in (tekken, *versioned[-1:], plain) if path.is_file()]
+    if not own and not library.is_file():
+        raise CheckpointError(
+            f"{folder} holds no tokenizer: there is no {', '.join(names)} in it; fetch it, too."
+        )
+    huggingface = any((folder / name).exists() for name in ("config.json", CONFIG_FILE))
+    if not library.is_file() or (own and not huggingface):
+        return _load(own[0], folder)
+    try:
+        chosen = _load(library, folder)
+    except UnsupportedError:
+        if not own:
+            raise
+        return _load(own[0], folder)
+    for path in own:
+        try:
+            other = _load(path, folder)
+        except CheckpointError:  # it is not the one that counts
+            continue
+        if other.mistral_version is not None and _same_tokens(chosen, other):
+            return other
+    return chosen
+
+
+def _same_tokens(chosen: Tokenizer, other: Tokenizer) -> bool:
+    """Whether ids mean the same in both, as far as a text or the chat template gives them."""
+    if chosen.vocab_size != other.vocab_size:
+        return False
+    ends = (chosen.bos_id, chosen.eos_id)
+    template = chosen.chat_template or ""
+    for piece, token in chosen.controls.items():
+        if (token in ends or piece in template) and other.control_id(piece) != token:
+            return False
+    silent = set(chosen.controls.values()) & set(other.controls.values())
+    return all(
+        token in silent or chosen.token_bytes(token) == other.token_bytes(token)
+        for token in range(chosen.vocab_size)
     )
 
 
 def _load(path: Path, folder: Path) -> Tokenizer:
+    config = read_config(folder)
     try:
         data = path.read_bytes()
-        if not data[:4096].lstrip().startswith(b"{"):
-            from mistral_chat.tokenizers.sentencepiece import SentencePieceTokenizer
-
-            config = read_config(folder)
-            pieces = SentencePieceTokenizer(data, config)
-            _check_marks(pieces, config, path, folder)
-            return pieces
-        values = json.loads(data)
+        values = json.loads(data) if data[:4096].lstrip().startswith(b"{") else None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON ({error}); fetch it again.") from error
-    if "model" in values:
+    tokenizer: Tokenizer
+    if values is None:
+        from mistral_chat.tokenizers.sentencepiece import SentencePieceTokenizer
+
+        tokenizer = SentencePieceTokenizer(data, config)
+    elif "model" in values:
         from mistral_chat.tokenizers.huggingface import HuggingFaceTokenizer
 
-        config = read_config(folder)
-        tokenizer = HuggingFaceTokenizer(values, config)
-        _check_marks(tokenizer, config, path, folder)
-        return tokenizer
+        tokenizer = HuggingFaceTokenizer(values, config, str(path))
+    else:
+        from mistral_chat.tokenizers.tekken import TekkenTokenizer
 
-    from mistral_chat.tokenizers.tekken import TekkenTokenizer
-
-    return TekkenTokenizer(data, values, str(path))
+        tokenizer = TekkenTokenizer(data, values, str(path), config)
+    _check_marks(tokenizer, config, path, folder)
+    return tokenizer
 
 
 def _check_marks(tokenizer: Tokenizer, config: TokenizerConfig, path: Path, folder: Path) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mistral_chat.tokenizers.fields import LARGEST_ID, Record, are_texts, is_text, write_json
 from quant.config import read_json
 from quant.errors import CheckpointError
 
@@ -62,15 +62,14 @@ class TokenizerConfig:
             },
             "chat_template": self.chat_template,
         }
-        values = {name: value for name, value in values.items() if value is not None}
-        text = json.dumps(values, ensure_ascii=False, indent=2)
-        (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        write_json(folder / CONFIG_FILE, _present(values))
 
 
 def gguf_list(metadata: Mapping[str, Any], key: str, kind: type | tuple[type, ...]) -> list[Any]:
     """The list ``tokenizer.ggml.<key>`` of a GGUF header, all of whose entries are of ``kind``.
 
-    Raises CheckpointError where it is missing or holds something else.
+    Raises CheckpointError where it is missing or holds something else, such as a text that is no
+    UTF-8.
     """
     name = f"tokenizer.ggml.{key}"
     if name not in metadata:
@@ -78,14 +77,24 @@ def gguf_list(metadata: Mapping[str, Any], key: str, kind: type | tuple[type, ..
     values = metadata[name]
     if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
         raise CheckpointError(f"The model file's {name} is damaged; fetch it again.")
+    if kind is str and not are_texts(values):
+        raise CheckpointError(
+            f"The model file's {name} is damaged: an entry is no UTF-8; fetch it again."
+        )
     return values
+
+
+def gguf_flag(metadata: Mapping[str, Any], key: str, otherwise: bool) -> bool:
+    """The flag ``tokenizer.ggml.<key>``; raises CheckpointError where it is something else."""
+    name = f"tokenizer.ggml.{key}"
+    return Record(metadata, "The model file").flag(name, otherwise)
 
 
 def config_from_gguf(metadata: Mapping[str, Any], add_bos: bool) -> TokenizerConfig:
     """The same of a GGUF header; ``add_bos`` is what holds where it says nothing."""
     pieces = gguf_list(metadata, "tokens", str)
     template = metadata.get("tokenizer.chat_template")
-    if template is not None and not isinstance(template, str):
+    if template is not None and not is_text(template):
         raise CheckpointError("The model file's chat template is no text; fetch it again.")
 
     def named(key: str) -> str | None:
@@ -97,7 +106,7 @@ def config_from_gguf(metadata: Mapping[str, Any], add_bos: bool) -> TokenizerCon
     return TokenizerConfig(
         bos=named("bos"),
         eos=named("eos"),
-        add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", add_bos)),
+        add_bos=gguf_flag(metadata, "add_bos_token", add_bos),
         chat_template=template,
         named={
             f"{name}_token": piece
@@ -118,60 +127,63 @@ def read_config(folder: Path) -> TokenizerConfig:
     marks = _object(folder / "special_tokens_map.json")
     added: dict[str, int] = {}
     special: set[str] = set()
-    for token, entry in _mapping(config, "added_tokens_decoder", folder).items():
-        piece = _piece(entry)
-        if piece is None or not token.isdecimal():
-            raise CheckpointError(f"{folder / CONFIG_FILE} has a broken added token {token!r}.")
+    decoder = config.record("added_tokens_decoder", {})
+    for token in decoder.values:
+        # A number of thousands of digits is more than Python turns into one.
+        if not (token.isdecimal() and len(token) <= len(str(LARGEST_ID))):
+            decoder.fail(repr(token[:20]), "an id")
+        piece = _piece(decoder, token)
+        if piece is None:
+            decoder.fail(token, "a token")
         added[piece] = int(token)
-        if isinstance(entry, dict) and entry.get("special"):
+        if isinstance(decoder.values[token], dict) and decoder.record(token).flag("special", False):
             special.add(piece)
-    for piece, token in _object(folder / "added_tokens.json").items():
-        if not isinstance(token, int):
-            raise CheckpointError(f"{folder / 'added_tokens.json'}: {piece!r} has no id.")
-        added.setdefault(piece, token)
-    values = {**marks, **{name: value for name, value in config.items() if value is not None}}
-    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
-        special |= {piece for piece in [_piece(values.get(name))] if piece is not None}
-    more = values.get("additional_special_tokens")
-    if isinstance(more, list):
-        special |= {piece for entry in more if (piece := _piece(entry)) is not None}
+    beside = _object(folder / "added_tokens.json")
+    for piece in beside.values:
+        if not is_text(piece):
+            beside.fail(repr(piece), "a text")
+        added.setdefault(piece, beside.whole(piece))
+    both = Record({**marks.values, **_present(config.values)}, config.place)
     named: dict[str, str | list[str]] = {
         name: piece
         for name in (f"{short}_token" for short in _GGUF_NAMES)
-        if (piece := _piece(values.get(name))) is not None
+        if (piece := _piece(both, name)) is not None
     }
-    if isinstance(more, list):
-        named["additional_special_tokens"] = [
-            piece for entry in more if (piece := _piece(entry)) is not None
-        ]
-    add_bos = values.get("add_bos_token")
+    bos, eos = _piece(both, "bos_token"), _piece(both, "eos_token")
+    special.update(piece for piece in (bos, eos) if piece is not None)
+    special.update(str(named[name]) for name in ("unk_token", "pad_token") if name in named)
+    if both.values.get("additional_special_tokens") is not None:
+        more = both.items("additional_special_tokens")
+        entries = Record({str(place): entry for place, entry in enumerate(more)}, both.place)
+        pieces = [piece for name in entries.values if (piece := _piece(entries, name)) is not None]
+        named["additional_special_tokens"] = pieces
+        special.update(pieces)
+    says_bos = both.values.get("add_bos_token") is not None
     return TokenizerConfig(
-        bos=_piece(values.get("bos_token")),
-        eos=_piece(values.get("eos_token")),
-        add_bos=add_bos if isinstance(add_bos, bool) else None,
-        chat_template=_chat_template(folder, values),
+        bos=bos,
+        eos=eos,
+        add_bos=both.flag("add_bos_token") if says_bos else None,
+        chat_template=_chat_template(folder, both.values),
         added=added,
         special=frozenset(special),
         named=named,
     )
 
 
-def _object(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
+def _object(path: Path) -> Record:
+    return Record(read_json(path) if path.exists() else {}, str(path))
 
 
-def _mapping(values: Mapping[str, Any], name: str, folder: Path) -> dict[str, Any]:
-    value = values.get(name) or {}
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{folder / CONFIG_FILE}: {name} is not an object; fetch it again.")
-    return value
+def _present(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def _piece(entry: object) -> str | None:
-    """A token is written as its text, or as an object with ``content``."""
-    if isinstance(entry, dict):
-        entry = entry.get("content")
-    return entry if isinstance(entry, str) else None
+def _piece(record: Record, name: str) -> str | None:
+    """A token, written as its text or as an object with ``content``; None where there is none."""
+    value = record.values.get(name)
+    if value is None:
+        return None
+    return record.record(name).text("content") if isinstance(value, dict) else record.text(name)
 
 
 def _chat_template(folder: Path, values: Mapping[str, Any]) -> str | None:
@@ -181,7 +193,7 @@ def _chat_template(folder: Path, values: Mapping[str, Any]) -> str | None:
             return file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{file} cannot be read: {error}.") from error
-    template = _object(folder / "chat_template.json").get("chat_template")
+    template = _object(folder / "chat_template.json").values.get("chat_template")
     template = values.get("chat_template") if template is None else template
     if isinstance(template, list):
         default = [

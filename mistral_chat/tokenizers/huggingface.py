@@ -1,33 +1,22 @@
-"""Vocabularies of Hugging Face's ``tokenizers``: ``tokenizer.json``, and byte-level ones in GGUF.
-
-The library finds added tokens in a text wherever they are spelled, special or not. So the marks
-among them are taken out before it is built, and so are merges that would spell one: what a person
-types is never cut into a control piece.
-"""
+"""Vocabularies of Hugging Face's ``tokenizers``: ``tokenizer.json`` and byte-level ones in GGUF."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as Library
 
 from mistral_chat.tokenizers.config import TokenizerConfig, config_from_gguf, gguf_list
-from mistral_chat.tokenizers.sentencepiece import SPACE
+from mistral_chat.tokenizers.description import Description, build
+from mistral_chat.tokenizers.fields import write_json
+from mistral_chat.tokenizers.tekken import TEKKEN_PATTERN
+from mistral_chat.tokenizers.vocabulary import Vocabulary, check_marks
 from quant.errors import CheckpointError, UnsupportedError
 
 MODEL_FILE = "tokenizer.json"
-
-TEKKEN_PATTERN = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
-    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-"""How Tekken splits a text; a GGUF names it ``tekken`` and does not spell it out."""
 
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 _SPLITS: dict[str, Any] = {
@@ -54,7 +43,7 @@ _SPLITS: dict[str, Any] = {
 }
 """How a text is split before the merges, by the name in ``tokenizer.ggml.pre``."""
 
-_SUBWORD_MARKS = ("continuing_subword_prefix", "end_of_word_suffix")
+_BYTE_PIECES = {f"<0x{byte:02X}>" for byte in range(256)}
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # tokenizer.ggml.token_type
 
 
@@ -74,45 +63,38 @@ def byte_alphabet() -> dict[str, int]:
     return alphabet
 
 
-class HuggingFaceTokenizer:
+class HuggingFaceTokenizer(Vocabulary):
     """The vocabulary that ``values``, the content of a ``tokenizer.json``, describes.
 
     Bytes that have no token of their own (in SmolLM2 six control characters and bytes that no
-    assigned character needs) give no id, as in the library the model was trained with.
+    assigned character needs) give no id, or the one for what is unknown where there is such a
+    token, as in the library the model was trained with.
 
     Raises CheckpointError for a broken description, UnsupportedError for a kind of vocabulary
-    whose tokens are neither byte-level nor like SentencePiece's.
+    whose tokens are neither byte-level nor like SentencePiece's. ``place`` is the file's name for
+    these errors.
     """
 
     mistral_version = None
 
-    def __init__(self, values: Mapping[str, Any], config: TokenizerConfig) -> None:
+    def __init__(
+        self, values: Mapping[str, Any], config: TokenizerConfig, place: str = MODEL_FILE
+    ) -> None:
         self._values = values
         self._config = config
-        try:
-            model = values["model"]
-            vocabulary: dict[str, int] = dict(model["vocab"])
-            added: list[dict[str, Any]] = list(values.get("added_tokens") or [])
-            marks = {entry["content"]: entry["id"] for entry in added if _is_mark(entry, config)}
-            marks.update(
-                {
-                    piece: token
-                    for piece, token in config.added.items()
-                    if config.names(piece) and vocabulary.get(piece, token) == token
-                }
-            )
-            self._texts: dict[int, str] = {
-                entry["id"]: entry["content"] for entry in added if entry["content"] not in marks
-            }
-            self._marks = marks
-            self._pieces = {token: piece for piece, token in vocabulary.items()}
-            self._byte_level = _is_byte_level(values)
-            self._library = _library(values, marks)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise CheckpointError(
-                f"The tokenizer's description is damaged ({error}); fetch the file again."
-            ) from error
-        self._ids = {token: piece for piece, token in marks.items()}
+        self._description = Description.read(values, place)
+        self._marks = self._description.marks(config)
+        self._pieces = _texts(self._description, self._marks, place)
+        check_marks(self._marks, self._pieces)
+        self._added = {each.token for each in self._description.added}
+        self._byte_level = self._description.is_byte_level
+        self._decode = self._description.decoding()
+        self.space_prefix = self._description.space_prefix
+        self._library, self._numbers = build(self._description, self._marks)
+        self._names = {token: piece for piece, token in self._marks.items()}
+        unknown = self._description.unknown
+        if unknown is not None and unknown in self._description.vocabulary:
+            self._names[self._description.vocabulary[unknown]] = unknown
         self.kind = "byte-level BPE" if self._byte_level else "BPE with byte fallback"
 
     @classmethod
@@ -171,14 +153,18 @@ class HuggingFaceTokenizer:
 
     def save(self, folder: Path) -> None:
         """Write ``tokenizer.json`` and ``tokenizer_config.json``."""
-        text = json.dumps(self._values, ensure_ascii=False)
-        (folder / MODEL_FILE).write_text(text, encoding="utf-8")
+        write_json(folder / MODEL_FILE, self._values)
         self._config.save(folder)
 
     @property
     def vocab_size(self) -> int:
         """Number of ids, added ones included."""
-        return max([*self._pieces, *self._ids, *self._texts], default=-1) + 1
+        return max([self.text_size, *(token + 1 for token in self._names)])
+
+    @property
+    def text_size(self) -> int:
+        """One more than the largest id that a text can give."""
+        return max(self._pieces, default=-1) + 1
 
     @property
     def bos_id(self) -> int | None:
@@ -195,11 +181,6 @@ class HuggingFaceTokenizer:
         """Whether the tokenizer's own configuration begins a text with BOS."""
         return self._config.add_bos is True
 
-    @cached_property
-    def space_prefix(self) -> str:
-        """When a space is put before a text: ``always``, ``first`` or ``never``."""
-        return _space_prefix(self._values)
-
     @property
     def chat_template(self) -> str | None:
         """The Jinja text that came with the model."""
@@ -215,152 +196,77 @@ class HuggingFaceTokenizer:
         """Every control piece and its id."""
         return self._marks
 
-    def encode(self, text: str, first: bool = True) -> list[int]:
-        """Ids of plain text, never a control id.
-
-        For SmolLM2, ``encode("Hello world")`` is ``[19556, 905]``, and ``encode("<|im_end|>")``
-        is seven ordinary ids.
-        """
-        library = self._library if first or self.space_prefix == "never" else self._inside
-        ids: list[int] = library.encode(text, add_special_tokens=False).ids
-        return ids
-
-    def control_id(self, piece: str) -> int | None:
-        """The id of a control piece, or None."""
-        return self._marks.get(piece)
-
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of a token; none for a control id. Raises ValueError for an unknown id."""
-        if token in self._ids:
-            return b""
-        if token in self._texts:
-            return self._texts[token].encode()
+        """The bytes of a token; none for a control id, and for one the vocabulary does not have.
+
+        A piece of a byte-level vocabulary that holds other characters than those that stand for
+        bytes is its own text, as in the library.
+        """
         piece = self._pieces.get(token)
-        if piece is None:
-            raise ValueError(f"The vocabulary has no token {token}.")
-        if self._byte_level:
-            return bytes(self._alphabet[character] for character in piece)
-        if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
-            return bytes([int(piece[3:5], 16)])
-        return piece.replace(SPACE, " ").encode()
+        if piece is None or token in self._names:
+            return b""
+        if token in self._added:
+            return piece.encode()
+        if not self._byte_level:
+            return self._decode(piece)
+        alphabet = self._alphabet
+        data = [alphabet.get(character, -1) for character in piece]
+        return piece.encode() if -1 in data else bytes(data)
 
     def show(self, ids: Sequence[int]) -> str:
         """Text between the control pieces' names; half a character is U+FFFD."""
-        shown = [self._ids[t].encode() if t in self._ids else self.token_bytes(t) for t in ids]
+        names = self._names
+        shown = [names[t].encode() if t in names else self.token_bytes(t) for t in ids]
         return b"".join(shown).decode("utf-8", "replace")
+
+    def _cut(self, text: str, first: bool) -> list[int]:
+        library = self._library if first or self.space_prefix == "never" else self._inside
+        numbers = self._numbers
+        return [numbers[place] for place in library.encode(text, add_special_tokens=False).ids]
+
+    def _coverage(self) -> tuple[int, bytes] | None:
+        description = self._description
+        options = description.options
+        swallows = any(each.flags["lstrip"] or each.flags["rstrip"] for each in description.added)
+        affixes = options["continuing_subword_prefix"] or options["end_of_word_suffix"]
+        if swallows or affixes or not description.keeps_length:
+            return None
+        pieces = set(self._pieces.values())
+        lost = b""
+        if self._byte_level and description.spells_bytes:
+            lost = bytes(byte for letter, byte in self._alphabet.items() if letter not in pieces)
+            # What is unknown may be one token, however long.
+            if lost and description.unknown is not None:
+                return None
+        elif not (options["byte_fallback"] and pieces >= _BYTE_PIECES):
+            return None
+        normalizer = self._library.normalizer
+        if normalizer is not None:
+            pieces |= {normalizer.normalize_str(each.piece) for each in description.added}
+        return max((len(piece.encode()) for piece in pieces), default=0), lost
 
     @cached_property
     def _inside(self) -> Library:
         """The same vocabulary without the space before a text."""
-        return _library(_without_prefix(self._values), self._marks)
+        return build(self._description, self._marks, prefix=False)[0]
 
     @cached_property
     def _alphabet(self) -> dict[str, int]:
         return byte_alphabet()
 
 
-def _is_mark(entry: Mapping[str, Any], config: TokenizerConfig) -> bool:
-    return bool(entry.get("special")) or config.names(entry["content"])
-
-
-def _library(values: Mapping[str, Any], marks: Mapping[str, int]) -> Library:
-    """The library's tokenizer for plain text: it knows no mark and has no way to one."""
-    model = values["model"]
-    if model.get("type", "BPE") != "BPE":
-        raise UnsupportedError(
-            f"This model's tokenizer is of the kind {model.get('type')!r}, which is not handled; "
-            "choose a model whose tokenizer.json holds BPE."
-        )
-    merges = [
-        tuple(merge.split(" ", 1) if isinstance(merge, str) else merge) for merge in model["merges"]
-    ]
-    kept = [
-        (left, right)
-        for left, right in merges
-        if left + right not in marks and left not in marks and right not in marks
-    ]
-    vocabulary = {piece: token for piece, token in model["vocab"].items() if piece not in marks}
-    added = [entry for entry in values.get("added_tokens") or [] if entry["content"] not in marks]
-    # The library numbers added tokens itself, unless it finds them among the pieces.
-    vocabulary.update({entry["content"]: entry["id"] for entry in added})
-    empty = {"type": "BPE", "vocab": {}, "merges": []}
-    rest = {**values, "model": empty, "added_tokens": [], "post_processor": None}
-    try:
-        library = Library.from_str(json.dumps(rest))
-        # Built from Python's objects, in a fraction of the time that a text of them would take. No
-        # unknown token: characters without a piece give nothing.
-        library.model = models.BPE(
-            vocabulary,
-            kept,
-            byte_fallback=bool(model.get("byte_fallback")),
-            ignore_merges=bool(model.get("ignore_merges")),
-            **{name: model[name] for name in _SUBWORD_MARKS if model.get(name)},
-        )
-        flags = ("single_word", "lstrip", "rstrip", "normalized")
-        library.add_tokens(
-            [
-                AddedToken(entry["content"], **{flag: bool(entry.get(flag)) for flag in flags})
-                for entry in added
-            ]
-        )
-    # The library raises plain Exception for what it cannot read.
-    except Exception as error:
+def _texts(description: Description, marks: Mapping[str, int], place: str) -> dict[int, str]:
+    """Every id that is no mark's, and its piece; raises CheckpointError where two have one id."""
+    texts = {piece: token for piece, token in description.vocabulary.items() if piece not in marks}
+    texts |= {each.piece: each.token for each in description.added if each.piece not in marks}
+    pieces = {token: piece for piece, token in texts.items()}
+    if len(pieces) != len(texts):
+        piece = next(piece for piece, token in texts.items() if pieces[token] != piece)
         raise CheckpointError(
-            f"The tokenizer cannot be read ({error}); fetch the file again."
-        ) from error
-    return library
-
-
-def _steps(value: object) -> list[dict[str, Any]]:
-    """A part of a description as a list: a sequence is its members, null is empty."""
-    if not isinstance(value, dict):
-        return []
-    for name in ("normalizers", "pretokenizers", "decoders"):
-        if name in value:
-            return list(value[name])
-    return [value]
-
-
-def _is_byte_level(values: Mapping[str, Any]) -> bool:
-    kinds = {step["type"] for step in _steps(values.get("decoder"))}
-    if "ByteLevel" in kinds:
-        return True
-    if kinds and kinds <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}:
-        return False
-    raise UnsupportedError(
-        f"This model's tokenizer turns tokens into text by {', '.join(sorted(kinds)) or 'nothing'},"
-        " which is not handled; choose a model with a byte-level or SentencePiece vocabulary."
-    )
-
-
-def _space_prefix(values: Mapping[str, Any]) -> str:
-    for step in _steps(values.get("normalizer")):
-        if step["type"] == "Prepend":
-            return "always"
-    for step in _steps(values.get("pre_tokenizer")):
-        if step["type"] == "Metaspace":
-            scheme: str = step.get("prepend_scheme", "always")
-            return scheme
-        if step["type"] == "ByteLevel" and step.get("add_prefix_space"):
-            return "always"
-    return "never"
-
-
-def _without_prefix(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The description of the same tokenizer that puts no space before a text."""
-    no_space: dict[str, dict[str, Any]] = {
-        "Metaspace": {"prepend_scheme": "never"},
-        "ByteLevel": {"add_prefix_space": False},
-    }
-    changed = dict(values)
-    for part, inner in (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers")):
-        steps = [
-            {**step, **no_space.get(step["type"], {})}
-            for step in _steps(values.get(part))
-            if step["type"] != "Prepend"
-        ]
-        changed[part] = {"type": "Sequence", inner: steps} if steps else None
-    return changed
+            f"{place} is damaged: {piece!r} and {pieces[texts[piece]]!r} have one id; fetch it "
+            "again."
+        )
+    return pieces
 
 
 def _check_pieces(pieces: list[str], types: list[int]) -> None:

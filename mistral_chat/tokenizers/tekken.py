@@ -15,6 +15,9 @@ from typing import Any
 
 import tiktoken
 
+from mistral_chat.tokenizers.config import TokenizerConfig
+from mistral_chat.tokenizers.fields import Record, library
+from mistral_chat.tokenizers.vocabulary import Vocabulary, check_marks
 from quant.errors import CheckpointError
 
 MODEL_FILE = "tekken.json"
@@ -26,14 +29,24 @@ _DEFAULT_SPECIAL = (
 ).split()
 """The special tokens of files that list none, which are those up to v7."""
 
+TEKKEN_PATTERN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
+    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How every published Tekken splits a text; it leaves out no character."""
+
+_MOST_SPECIAL = 4096
+"""Published vocabularies have 1000 special tokens; far more are a damaged file's."""
+
 _LONGEST = 50_000
 """White space in a row that is given to the pattern at once; of some 10**5 it runs out of room."""
 
 
-class TekkenTokenizer:
+class TekkenTokenizer(Vocabulary):
     """The vocabulary of a ``tekken.json``: its ``data``, which parsed is ``values``.
 
-    Raises CheckpointError, naming ``path``, for a broken file.
+    ``config`` is what lies beside it. Raises CheckpointError, naming ``path``, for a broken file.
 
     With the file of July 2024, ``encode("Hello world")`` is ``[22177, 4304]``.
     """
@@ -41,99 +54,134 @@ class TekkenTokenizer:
     kind = "Tekken"
     space_prefix = "never"
     adds_bos = True
-    chat_template = None
 
-    def __init__(self, data: bytes, values: Mapping[str, Any], path: str) -> None:
-        try:
-            config = values["config"]
-            self.mistral_version: str | None = config["version"]
-            self.vocab_size: int = config["default_vocab_size"]
-            self._special: int = config["default_num_special_tokens"]
-            ranks = {
-                base64.b64decode(entry["token_bytes"]): entry["rank"]
-                for entry in values["vocab"][: self.vocab_size - self._special]
-            }
-            pieces = _special_pieces(values.get("special_tokens"), self._special)
-            whole = set(ranks.values()) == set(range(len(ranks)))
-            pattern = config["pattern"]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(
-                f"{path} is no tekken.json, or a damaged one ({error}); fetch it again."
-            ) from error
-        if not whole or len(ranks) != self.vocab_size - self._special:
-            raise CheckpointError(f"{path} is damaged: ranks are missing; fetch it again.")
+    def __init__(
+        self,
+        data: bytes,
+        values: Mapping[str, Any],
+        path: str,
+        config: TokenizerConfig | None = None,
+    ) -> None:
+        if not (values.get("config") and values.get("vocab")):
+            raise CheckpointError(f"{path} is no tekken.json, or a damaged one; fetch it again.")
+        file = Record(values, path)
+        settings = file.record("config")
+        self.mistral_version: str | None = settings.text("version")
+        self.vocab_size: int = settings.whole("default_vocab_size")
+        self._special: int = settings.whole("default_num_special_tokens", most=_MOST_SPECIAL)
+        self._config = config or TokenizerConfig()
+        self._pattern = settings.text("pattern")
+        self._pieces = _special_pieces(file, self._special)
+        self._controls = {piece: token for token, piece in enumerate(self._pieces)}
+        if len(self._controls) != len(self._pieces):
+            raise CheckpointError(f"{path} gives two special tokens one name; fetch it again.")
+        check_marks(self._controls, ())
+        ranks = _ranks(file, self.vocab_size - self._special)
         self._bytes = sorted(ranks, key=ranks.__getitem__)
         self._data = data
-        self._pieces = pieces
-        self._controls = {piece: token for token, piece in enumerate(pieces)}
-        try:
+        with library(f"{path} cannot be used"):
             self._library = tiktoken.Encoding(
-                "tekken", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
+                "tekken", pat_str=self._pattern, mergeable_ranks=ranks, special_tokens={}
             )
-        # The library is compiled and raises what it likes for a pattern it cannot use.
-        except Exception as error:
-            raise CheckpointError(f"{path} cannot be used: {error}.") from error
 
     def save(self, folder: Path) -> None:
-        """Write ``tekken.json``, byte for byte the one that was read."""
+        """Write ``tekken.json``, byte for byte the one that was read, and what lay beside it."""
         (folder / MODEL_FILE).write_bytes(self._data)
+        if self._config != TokenizerConfig():
+            self._config.save(folder)
 
     @property
     def bos_id(self) -> int | None:
         """The id that begins a text."""
-        return self.control_id("<s>")
+        return self.control_id(self._config.bos or "<s>")
 
     @property
     def eos_id(self) -> int | None:
         """The id that ends a text."""
-        return self.control_id("</s>")
+        return self.control_id(self._config.eos or "</s>")
 
     @property
     def special_tokens(self) -> Mapping[str, str | list[str]]:
-        """None beside BOS and EOS."""
-        return {}
+        """Special tokens beside BOS and EOS, by the names that a chat template knows."""
+        return self._config.named
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja text that lay beside the vocabulary, which has none of its own."""
+        return self._config.chat_template
 
     @property
     def controls(self) -> Mapping[str, int]:
         """Every special token and its id."""
         return self._controls
 
-    def encode(self, text: str, first: bool = True) -> list[int]:  # noqa: ARG002 - no spaces here
-        """Ids of plain text, never a control id."""
-        offset = self._special
-        return [
-            rank + offset for part in _parts(text) for rank in self._library.encode_ordinary(part)
-        ]
-
-    def control_id(self, piece: str) -> int | None:
-        """The id of a special token, or None."""
-        return self._controls.get(piece)
+    @property
+    def text_size(self) -> int:
+        """One more than the largest id that a text can give."""
+        return self.vocab_size
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of a token; none for a control id. Raises ValueError for an unknown id."""
-        if not 0 <= token < self.vocab_size:
-            raise ValueError(f"The vocabulary has no token {token}.")
-        return b"" if token < self._special else self._bytes[token - self._special]
+        """The bytes of a token; none for a control id, and for one the vocabulary does not have."""
+        return (
+            self._bytes[token - self._special] if self._special <= token < self.vocab_size else b""
+        )
 
     def show(self, ids: Sequence[int]) -> str:
         """Text between the special tokens' names; half a character is U+FFFD."""
         shown = []
         for special, group in itertools.groupby(ids, key=lambda token: token < self._special):
             if special:
-                shown += [self._pieces[token] for token in group]
+                shown += [self._pieces[token] for token in group if token >= 0]
             else:
                 shown.append(b"".join(map(self.token_bytes, group)).decode("utf-8", "replace"))
         return "".join(shown)
 
+    def _cut(self, text: str, first: bool) -> list[int]:  # noqa: ARG002 - no spaces here
+        offset = self._special
+        return [
+            rank + offset for part in _parts(text) for rank in self._library.encode_ordinary(part)
+        ]
 
-def _special_pieces(entries: Any, count: int) -> list[str]:
+    def _coverage(self) -> tuple[int, bytes] | None:
+        # Another pattern may leave out what it does not match.
+        return (max(map(len, self._bytes)), b"") if self._pattern == TEKKEN_PATTERN else None
+
+
+def _special_pieces(file: Record, count: int) -> list[str]:
     """The names of the special tokens, by id."""
     pieces = [f"<SPECIAL_{token}>" for token in range(count)]
-    if entries is None:
-        pieces[: len(_DEFAULT_SPECIAL)] = _DEFAULT_SPECIAL
-    for entry in entries or ():
-        pieces[entry["rank"]] = entry["token_str"]
+    if file.values.get("special_tokens") is None:
+        pieces[: len(_DEFAULT_SPECIAL)] = _DEFAULT_SPECIAL[:count]
+        return pieces
+    for entry in file.records("special_tokens"):
+        pieces[entry.whole("rank", most=count - 1)] = entry.text("token_str")
     return pieces
+
+
+def _ranks(file: Record, count: int) -> dict[bytes, int]:
+    """The bytes of the first ``count`` tokens and their ranks."""
+    listed = file.records("vocab")
+    if not 256 <= count <= len(listed):
+        raise CheckpointError(
+            f"{file.place} is damaged: it lists {len(listed)} tokens, but is to have {count}; "
+            "fetch it again."
+        )
+    ranks: dict[bytes, int] = {}
+    for entry in listed[:count]:
+        try:
+            piece = base64.b64decode(entry.text("token_bytes"), validate=True)
+        except ValueError:
+            entry.fail("token_bytes", "base64")
+        ranks[piece] = entry.whole("rank", most=count - 1)
+    if len(ranks) != count or len(set(ranks.values())) != count or b"" in ranks:
+        raise CheckpointError(f"{file.place} is damaged: ranks are missing; fetch it again.")
+    # Any text is cut into bytes at first, so each of them has to be a token.
+    lacking = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    if lacking:
+        raise CheckpointError(
+            f"{file.place} is damaged: the byte {lacking[0]:#04x} has no token; fetch it again."
+        )
+    return ranks
 
 
 def _parts(text: str) -> list[str]:

@@ -72,10 +72,10 @@ def test_an_unfinished_character_ends_as_a_replacement() -> None:
     assert stream([first]) == "\N{REPLACEMENT CHARACTER}"
 
 
-def test_an_unknown_id_is_refused() -> None:
-    for token in (-1, TOKENIZER.vocab_size):
-        with pytest.raises(ValueError, match="no token"):
-            TOKENIZER.token_bytes(token)
+@pytest.mark.parametrize("token", [-1, TOKENIZER.vocab_size, 1 << 40])
+def test_an_id_that_the_vocabulary_does_not_have_is_no_text(token: int) -> None:
+    assert TOKENIZER.token_bytes(token) == b""
+    assert TOKENIZER.show([token]) == ""
 
 
 def test_saving_and_loading_changes_nothing(tmp_path: Path) -> None:

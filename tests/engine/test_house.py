@@ -27,8 +27,9 @@ checkpoints.rotated checkpoints.native checkpoints.writing checkpoints.compariso
 
 CHAT = """
 printable screen errors files locks guardrail settings categories messages
-tokenizers.detokenizer tokenizers.config tokenizers.sentencepiece tokenizers.tekken
-tokenizers.huggingface tokenizers templates.parts templates.mistral
+tokenizers.detokenizer tokenizers.fields tokenizers.config tokenizers.vocabulary
+tokenizers.sentencepiece tokenizers.tekken tokenizers.description tokenizers.huggingface tokenizers
+templates.parts templates.mistral
 templates.chatml templates.budget templates.owned templates.values templates.methods
 templates.filters templates.predicates templates.functions templates.evaluator
 templates.interpreter templates.ledger templates.jinja templates download hub models families info

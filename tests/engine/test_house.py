@@ -28,8 +28,8 @@ CHAT = """
 errors guardrail settings categories messages
 tokenizers.detokenizer tokenizers.config tokenizers.sentencepiece tokenizers.tekken
 tokenizers.huggingface tokenizers templates.parts templates.mistral
-templates.chatml templates.jinja templates download hub models families info texts planning
-quantizing pulling inputs loops engine labels moderation
+templates.chatml templates.jinja templates private download repositories hub
+models families info texts planning quantizing pulling inputs loops engine labels moderation
 thresholds evaluation moderating judging sessions chat markdown render bench warmup commands
 template_view repl oneshot doctor shells
 cli.application cli.chat cli.inspect cli.measure cli.models cli.moderate cli.quantize

@@ -63,14 +63,8 @@ def most_bytes(context: int) -> tuple[int, TooLong]:
 
 
 def least_tokens(tokenizer: Tokenizer, text: str) -> int:
-    """How many tokens a text has at least, told from its bytes; 0 for one that is quickly encoded.
-
-    A token stands for no more bytes than the longest piece of the vocabulary has.
-    """
-    if len(text) < LONG_TEXT:
-        return 0
-    pieces = map(tokenizer.token_bytes, range(tokenizer.vocab_size))
-    return -(-len(text.encode("utf-8")) // max(map(len, pieces)))
+    """How many tokens a text has at least, told from its bytes; 0 for one that is soon encoded."""
+    return 0 if len(text) < LONG_TEXT else tokenizer.least_tokens(text)
 
 
 def decode_typed(line: str) -> str:

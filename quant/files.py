@@ -30,6 +30,10 @@ except ImportError:  # Windows has no such locks
 UNFINISHED = ".unfinished"
 """How the names of folders end that are nobody's once no process holds their lock."""
 
+REPLACED = ".replaced"
+"""How the name of a folder ends that is kept while another one takes its place."""
+
+_MOST_TRIES = 100
 _AT_WORKING_FOLDER = -100
 _SWAP = 2
 
@@ -129,24 +133,38 @@ def sweep(folder: Path) -> None:
 
 
 def put_in_place(new: Path, target: Path) -> None:
-    """Give a whole folder the name ``target``, in place of a folder or nothing. Raises OSError.
+    """Give a whole folder the name ``target``, in place of a folder or nothing.
 
     At no moment is there neither: where the system can, the two exchange their names in one step;
     else what was there is kept aside until the new one has its name, and :func:`put_back` knows it.
+    Raises OSError, and StorageError where another process keeps changing what is there.
     """
-    if not target.exists():
-        new.rename(target)
-        sync_folder(target.parent)
+    for _ in range(_MOST_TRIES):
+        try:
+            if target.exists():
+                _replace(new, target)
+            else:
+                new.rename(target)
+                sync_folder(target.parent)
+        except OSError as error:
+            # Another process has put something there, or taken it away, meanwhile.
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT) or not new.exists():
+                raise
+            continue
         return
+    raise StorageError(f"{target} is being written by another process; try again.")
+
+
+def _replace(new: Path, target: Path) -> None:
     gone = new_folder(target)
     try:
         _exchange(new, target)
         sync_folder(target.parent)
         new.rename(gone)  # an empty folder gives way
     except OSError as error:
+        gone.rmdir()
         if error.errno not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP):
             raise
-        gone.rmdir()
         gone = _kept_aside(target)
         target.rename(gone)
         new.rename(target)
@@ -165,7 +183,7 @@ def put_back(target: Path) -> None:
 
 
 def _kept_aside(target: Path) -> Path:
-    return target.with_name(f".{target.name}.replaced")
+    return target.with_name(f".{target.name}{REPLACED}")
 
 
 def sync_folder(path: Path) -> None:

@@ -32,9 +32,8 @@ tokenizers.sentencepiece tokenizers.tekken tokenizers.description tokenizers.hug
 templates.parts templates.mistral
 templates.chatml templates.budget templates.owned templates.values templates.methods
 templates.filters templates.predicates templates.functions templates.evaluator
-templates.interpreter templates.ledger templates.jinja templates download hub models families info
-texts planning
-quantizing pulling inputs loops engine labels moderation
+templates.interpreter templates.ledger templates.jinja templates private download repositories hub
+models families info texts planning quantizing pulling inputs loops engine labels moderation
 thresholds evaluation moderating judging talks session_file
 sessions chat markdown render bench warmup commands
 template_view keyboard repl oneshot doctor shells

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from mistral_chat import hub as hub_module
 from mistral_chat.errors import DownloadError, IntegrityError, ModelMissingError, sentence
 from mistral_chat.hub import fetch, list_repository
+from mistral_chat.private import own_file
 from mistral_chat.repositories import RemoteFile, Repository, is_file_name, read_repository
 
 from .hub_server import COMMIT, Hub, git_sha1, serve, sha256
@@ -276,3 +279,34 @@ def test_a_part_that_begins_elsewhere(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(IntegrityError):
         bring(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_in_the_middle(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = 2 * 2**20
+
+    @contextmanager
+    def small_disk(path: Path, keep: bool = False) -> Iterator[Any]:
+        with own_file(path, keep) as stream:
+
+            class Full:
+                def __getattr__(self, name: str) -> Any:
+                    return getattr(stream, name)
+
+                def write(self, data: bytes) -> int:
+                    if stream.tell() + len(data) > room:
+                        raise OSError(errno.ENOSPC, "No space left on device")
+                    return stream.write(data)
+
+            yield Full()
+
+    monkeypatch.setattr(hub_module, "own_file", small_disk)
+    with pytest.raises(OSError, match="No space") as caught:
+        bring(tmp_path)
+    assert "The disk is full" in sentence(caught.value)
+    assert not (tmp_path / "model.safetensors").exists()
+    monkeypatch.setattr(hub_module, "own_file", own_file)
+    hub.requests.clear()
+    assert bring(tmp_path).read_bytes() == LARGE
+    assert hub.sent("model.safetensors") == [f"bytes={room}-"]

@@ -179,9 +179,8 @@ def _transfer(
     repository: Repository, file: RemoteFile, stream: BinaryIO, progress: Callable[[int], None]
 ) -> None:
     """Append to ``stream`` what it has not got of the file, and never more than its size."""
-    url = huggingface_hub.hf_hub_url(
-        repository.name, file.name, revision=repository.revision, endpoint=constants.ENDPOINT
-    )
+    url = f"{constants.ENDPOINT}/{repository.name}/resolve/{repository.revision}/"
+    url += quote(file.name)
     if stream.seek(0, os.SEEK_END) > file.size:
         stream.truncate(stream.seek(0))
     # A hub that cuts each answer is asked on as long as it brings something new.

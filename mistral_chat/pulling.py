@@ -50,6 +50,7 @@ MOST_LABEL_BYTES = 230
 MOST_INDEX_BYTES = 1 << 27
 USEFUL_SECONDS = 30 * 24 * 3600
 """What was interrupted longer ago is not going to be continued."""
+BEGINNING_SECONDS = 3600
 COMPANIONS = (
     "generation_config.json",
     "tekken.json",
@@ -214,14 +215,17 @@ def _sweep_pulls(paths: Paths) -> None:
     if not pulls.is_dir():
         return
     for work in own_folder(pulls).iterdir():
-        newest = max((path.lstat().st_mtime for path in work.rglob("*")), default=0.0)
-        if not _holds_files(work) or time.time() - newest > USEFUL_SECONDS:
+        newest = max(path.lstat().st_mtime for path in (work, *work.rglob("*")))
+        # A folder without files may be that of a pull that begins at this moment.
+        useful = USEFUL_SECONDS if _holds_files(work) else BEGINNING_SECONDS
+        if time.time() - newest > useful:
             _discard_unused(work)
 
 
 def _discard_unused(work: Path) -> None:
     """Remove the workplace of a pull, unless a process works there."""
-    with suppress(FileNotFoundError, StorageError):
+    # What cannot be tidied up does no harm.
+    with suppress(OSError, StorageError):
         if work.is_symlink() or not work.is_dir():
             discard(work)
             return

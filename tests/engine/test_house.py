@@ -27,7 +27,8 @@ checkpoints.rotated checkpoints.native checkpoints.comparison checkpoints bench
 CHAT = """
 errors guardrail settings categories messages
 tokenizers.detokenizer tokenizers.fields tokenizers.config tokenizers.vocabulary
-tokenizers.sentencepiece tokenizers.tekken tokenizers.description tokenizers.huggingface tokenizers templates.parts templates.mistral
+tokenizers.sentencepiece tokenizers.tekken tokenizers.description tokenizers.huggingface tokenizers
+templates.parts templates.mistral
 templates.chatml templates.budget templates.owned templates.values templates.methods
 templates.filters templates.predicates templates.functions templates.evaluator
 templates.interpreter templates.ledger templates.jinja templates download hub models families info

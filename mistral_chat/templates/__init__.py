@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from mistral_chat.errors import UsageError
 from mistral_chat.messages import Message, Role
 from mistral_chat.templates.chatml import ChatML, Zephyr, default_system_text
-from mistral_chat.templates.mistral import BEGIN, MistralTemplate, SystemPosition
+from mistral_chat.templates.mistral import BEGIN, PLAIN_MARKERS, MistralTemplate, SystemPosition
 from mistral_chat.templates.parts import ChatTemplate, Part, Segment, as_text
 from mistral_chat.tokenizers import Tokenizer
 from quant.errors import UnsupportedError
@@ -67,7 +67,8 @@ def template_for(
 
     from mistral_chat.templates.jinja import JinjaTemplate  # Mistral's own formats need no Jinja
 
-    general = JinjaTemplate(tokenizer, jinja)
+    plain = tokenizer.mistral_version == "v1" and options.neutralize
+    general = JinjaTemplate(tokenizer, jinja, PLAIN_MARKERS if plain else ())
     if own is not None and _is_mistral_s(general, tokenizer, own):
         return MistralTemplate(tokenizer, own, options.position, options.neutralize)
     if _has(tokenizer, "<|im_start|>", "<|im_end|>"):

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from mistral_chat.templates.budget import (
     Budget,
     TemplateFaultError,
+    checked,
 )
 from mistral_chat.templates.methods import TEXT_METHODS, method_of, padded, replaced
 from mistral_chat.templates.owned import EMPTY, Owned
@@ -111,7 +112,7 @@ def _attribute(machine: Machine, name: Value) -> Callable[[Value], Value]:
     if is_number(name):
         return lambda value: machine.item(value, name)
     parts = _parts(machine, name, ".")
-    keys = [int(part.text) if part.text.isdecimal() else part for part in parts]
+    keys = [checked(int(part.text)) if part.text.isdecimal() else part for part in parts]
 
     def found(value: Value) -> Value:
         for key in keys:

@@ -28,7 +28,7 @@ from mistral_chat.templates.budget import (
 )
 from mistral_chat.templates.interpreter import Interpreter, parse
 from mistral_chat.templates.ledger import Ledger, end_of
-from mistral_chat.templates.owned import Owned
+from mistral_chat.templates.owned import TEMPLATE, Owned
 from mistral_chat.templates.parts import (
     ChatTemplate,
     Control,
@@ -37,7 +37,9 @@ from mistral_chat.templates.parts import (
     Text,
     check_roles,
     encode_parts,
+    middle_of,
 )
+from mistral_chat.templates.values import ContentPart
 from mistral_chat.tokenizers import Tokenizer
 from quant.errors import CheckpointError
 
@@ -63,13 +65,16 @@ class _EndlessError(CheckpointError):
 class JinjaTemplate(ChatTemplate):
     """The template in a model's file.
 
-    Raises CheckpointError for Jinja text that does not parse or runs without end.
+    ``markers`` are words of the template that are plain text in its vocabulary; one of which a
+    letter was typed is broken up. Raises CheckpointError for Jinja text that does not parse or runs
+    without end.
     """
 
     name = "jinja"
 
-    def __init__(self, tokenizer: Tokenizer, source: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, source: str, markers: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer
+        self._markers = markers
         self._tree = _parsed(source)
         literal = _literal_text(self._tree)
         self.judges = all(answer.search(literal) for answer in _ANSWERS)
@@ -146,11 +151,21 @@ class JinjaTemplate(ChatTemplate):
         begin = end = 0
         for own, run in written.runs():
             for match in self._pieces.finditer(run.text) if own else ():
-                parts += _text(written[begin : end + match.start()], ledger)
+                parts += self._text(written[begin : end + match.start()], ledger)
                 parts += [Control(match.group())]
                 begin = end + match.end()
             end += len(run)
-        return parts + _text(written[begin:], ledger)
+        return parts + self._text(written[begin:], ledger)
+
+    def _text(self, written: Owned, ledger: Ledger) -> list[Part]:
+        """The part for a text, if there is one."""
+        breaks = tuple(
+            match.start() + middle_of(marker)
+            for marker in self._markers
+            for match in re.finditer(f"(?={re.escape(marker)})", written.text)
+            if written[match.start() : match.start() + len(marker)].owners.strip(TEMPLATE)
+        )
+        return [Text(written.text, ledger.role(written), breaks=breaks)] if written else []
 
     def _ends(self) -> list[int]:
         """The control id that follows an answer, after white space at most, where one does."""
@@ -169,7 +184,8 @@ class JinjaTemplate(ChatTemplate):
     def _render(self, messages: Sequence[Message], ledger: Ledger, in_parts: bool) -> Owned:
         said: list[object] = list(ledger.texts)
         if in_parts:
-            said = [[_mapping(type=Owned.of("text"), text=text)] for text in ledger.texts]
+            kind = Owned.of("text")
+            said = [[ContentPart(_mapping(type=kind, text=text))] for text in ledger.texts]
         values = {
             **self._marks(),
             "messages": [
@@ -244,10 +260,6 @@ def _reason(error: Exception) -> str:
 
 def _mapping(**values: object) -> dict[Owned, object]:
     return {Owned.of(name): value for name, value in values.items()}
-
-
-def _text(written: Owned, ledger: Ledger) -> list[Part]:
-    return [Text(written.text, ledger.role(written))] if written else []
 
 
 def system_with_user(messages: Sequence[Message]) -> list[Message]:

@@ -9,7 +9,7 @@ from itertools import takewhile
 
 from mistral_chat.errors import UsageError
 from mistral_chat.messages import Message, Role
-from mistral_chat.templates.owned import TEMPLATE, Owned
+from mistral_chat.templates.owned import EMPTY, TEMPLATE, Owned
 
 STRETCHES = 64
 """Parts that a message is told in: its beginning twice does not stand for its end."""
@@ -51,23 +51,24 @@ class Ledger:
         White space may go, and letters may be changed, to capitals or in JSON, say. Templates drop
         what an earlier answer thought before it was given; nothing else may be dropped.
         """
-        parts: dict[int | None, list[str]] = {}
-        for run in re.finditer(r"(.)\1*", written.owners, re.DOTALL):
-            place = self.place(run.group(1))
-            parts.setdefault(place, []).append(written.text[run.start() : run.end()])
+        runs = [
+            (self.place(run.group(1)), written[run.start() : run.end()])
+            for run in re.finditer(r"(.)\1*", written.owners, re.DOTALL)
+        ]
+        parts: dict[int | None, list[Owned]] = {}
+        for place, run in runs:
+            parts.setdefault(place, []).append(run)
         last = len(self._messages) - 1
-        counted: Counter[str] | None = None
         for place, text in enumerate(self.texts):
-            there = "".join(parts.get(place, ()))
-            if text.text.strip() in there:
-                continue
+            there = EMPTY.join(parts.get(place, ()))
             thoughts = [match.end() for match in _THOUGHT.finditer(text.text)]
             earlier = self._messages[place].role is Role.ASSISTANT and place < last
-            said = text[thoughts[-1] :] if thoughts and earlier else text
-            if said.text.strip() in there:
+            ways = [text, text[thoughts[-1] :]] if thoughts and earlier else [text]
+            if any(_holds(there, said) for said in ways):
                 continue
-            counted = _letters(written) if counted is None else counted
-            if _letters(said) - counted:
+            # A template may have cut the text and put it together again.
+            mended = EMPTY.join(run if each in (None, place) else _GAP for each, run in runs)
+            if not any(_holds_mended(mended, said.text.strip()) for said in ways):
                 return place
         return None
 
@@ -77,6 +78,20 @@ class Ledger:
         size = -(-len(text) // STRETCHES)
         owners = (chr(1 + place * STRETCHES + number) for number in range(STRETCHES))
         return Owned(text, "".join(owner * size for owner in owners)[: len(text)])
+
+
+_GAP = Owned.of("\0")
+
+
+def _holds(there: Owned, said: Owned) -> bool:
+    """Whether all letters of a text are among those that its message has in what was written."""
+    return said.text.strip() in there.text or not _letters(said) - _letters(there)
+
+
+def _holds_mended(written: Owned, text: str) -> bool:
+    """Whether a text stands somewhere with a letter that is not the template's own."""
+    found = re.finditer(re.escape(text), written.text)
+    return any(written.owners[each.start() : each.end()].strip(TEMPLATE) for each in found)
 
 
 def _letters(text: Owned) -> Counter[str]:

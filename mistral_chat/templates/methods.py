@@ -52,8 +52,8 @@ def replaced(budget: Budget, value: Owned, old: Value, new: Value, count: int = 
         raise TemplateFaultError(f"{kind_of(new)} stands where a text is due")
     budget.search(value.text, as_text(old))
     places = value.text.count(as_text(old))
-    budget.spend(places)
     budget.letters(len(value) + places * len(new))
+    budget.spend(places * (1 + len(new) // 8))  # each letter is given an owner
     return value.replace(as_text(old), new, count)
 
 

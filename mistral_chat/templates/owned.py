@@ -112,9 +112,21 @@ class Owned:
         return EMPTY.join([*parts, self[end:]])
 
     def claimed(self, owners: str) -> Owned:
-        """The text with the template's letters given to the first of ``owners`` who is not it."""
-        owner = next((each for each in owners if each != TEMPLATE), TEMPLATE)
-        return Owned(self.text, self.owners.replace(TEMPLATE, owner))
+        """The text with the template's letters given to those of ``owners`` who are not it.
+
+        Each of these gets one that is no white space, if there are as many.
+        """
+        persons = owners.replace(TEMPLATE, "")
+        if not persons:
+            return self
+        visible = sum(not letter.isspace() for letter in self.text)
+        given = []
+        seen = 0
+        for letter, own in zip(self.text, self.owners, strict=True):
+            share = persons[min(seen, visible - 1) * len(persons) // visible] if visible else ""
+            given.append((share or persons[0]) if own == TEMPLATE else own)
+            seen += not letter.isspace()
+        return Owned(self.text, "".join(given))
 
     def mapped(self, budget: Budget, change: Callable[[str], str]) -> Owned:
         """The text that ``change`` makes of it, each letter with the owner of what it came from.

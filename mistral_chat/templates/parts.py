@@ -24,13 +24,14 @@ class Control:
 class Text:
     """A text that is encoded in one go; ``start`` to ``stop`` of it was written by ``role``.
 
-    The rest, such as the ``[INST] `` of v1, is the template's own.
+    The rest, such as the ``[INST] `` of v1, is the template's own. At ``breaks`` it is cut.
     """
 
     text: str
     role: Role | None
     start: int = 0
     stop: int | None = None
+    breaks: tuple[int, ...] = ()
 
 
 Part = Control | Text
@@ -124,7 +125,7 @@ def control_id(tokenizer: Tokenizer, piece: str) -> int:
 def _encode(tokenizer: Tokenizer, part: Text, markers: Sequence[str], first: bool) -> list[int]:
     ids: list[int] = []
     begin = 0
-    for cut in [*_cuts(part, markers), len(part.text)]:
+    for cut in [*sorted({*_cuts(part, markers), *part.breaks}), len(part.text)]:
         ids.extend(tokenizer.encode(part.text[begin:cut], first=first and begin == 0))
         begin = cut
     return ids
@@ -135,13 +136,18 @@ def _cuts(part: Text, markers: Sequence[str]) -> list[int]:
     stop = len(part.text) if part.stop is None else part.stop
     cuts = set()
     for marker in markers:
-        word = max(re.finditer(r"\w+", marker), key=lambda match: len(match.group()))
-        middle = (word.start() + word.end()) // 2
+        middle = middle_of(marker)
         for match in re.finditer(f"(?={re.escape(marker)})", part.text):
             # One of which only a part was written by the person counts too.
             if match.start() < stop and match.start() + len(marker) > part.start:
                 cuts.add(match.start() + middle)
     return sorted(cuts)
+
+
+def middle_of(marker: str) -> int:
+    """Where a marker is broken: amid its longest word."""
+    word = max(re.finditer(r"\w+", marker), key=lambda match: len(match.group()))
+    return (word.start() + word.end()) // 2
 
 
 def check_roles(messages: Sequence[Message]) -> None:

@@ -39,6 +39,10 @@ class Function:
     call: Callable[..., Value]
 
 
+class ContentPart(dict[Any, Any]):
+    """A part of what a message says. A template looks its text up; the part itself is no text."""
+
+
 @dataclass(slots=True, eq=False)
 class Namespace:
     """Names that a template can set from within a loop, or those of an object such as ``loop``."""
@@ -96,6 +100,8 @@ def _shown(budget: Budget, value: Value) -> Owned:
     if isinstance(value, Owned):
         budget.letters(len(value))
         return value.mapped(budget, repr)
+    if isinstance(value, ContentPart):
+        raise TemplateFaultError("a list of parts stands where a text is due")
     if isinstance(value, list):
         return _between(budget, "[", [_shown(budget, each) for each in value], "]")
     if isinstance(value, tuple):
@@ -200,6 +206,8 @@ class Json:
         if isinstance(value, Owned):
             self.budget.letters(len(value))
             return self._string(value)
+        if isinstance(value, ContentPart):
+            raise TemplateFaultError("a list of parts stands where a text is due")
         if value is None or is_number(value):
             return Owned.of(json.dumps(value))
         if isinstance(value, (list, tuple)):

@@ -199,6 +199,7 @@ def test_a_template_without_end(source: str) -> None:
         "{% import 'a' as b %}",
         "{% break %}",
         "{{ {[1]: 2} }}",
+        "{{ messages | selectattr('7' * 4000) }}",
         "{{ undefined_name.x }}",
         "{{ undefined_name() }}",
         "{{ namespace }}",

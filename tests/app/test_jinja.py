@@ -17,10 +17,12 @@ from mistral_chat.template_view import TemplateView
 from mistral_chat.templates import TemplateOptions, Zephyr, template_for
 from mistral_chat.templates.budget import LONGEST
 from mistral_chat.templates.jinja import JinjaTemplate
+from mistral_chat.templates.parts import as_text
 from mistral_chat.tokenizers import tokenizer_from_gguf
 from quant.errors import CheckpointError
 
 from .fakes import CHAT_TEMPLATE, ZEPHYR, tiny_metadata
+from .test_interpreter import reference
 
 HEADERS = (
     "{{ bos_token }}{% for m in messages %}"
@@ -314,3 +316,212 @@ def test_what_stands_before_a_question(source: str, before: str) -> None:
     )
     assert view.text == before
     assert "guardrail" in {piece.source for piece in view.pieces}
+
+
+IN_PARTS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}{% for part in m['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{{ '<|im_end|>\\n' }}{% endfor %}{{ '<|im_start|>assistant' }}"
+)
+BY_PLACE = "{% for m in messages %}{{ '<|im_start|>' + m.content[0].text }}{% endfor %}"
+
+
+@pytest.mark.parametrize("source", [IN_PARTS, BY_PLACE])
+def test_a_template_may_want_lists_of_parts(source: str) -> None:
+    text = shown(jinja(source), [Message(Role.SYSTEM, "Be brief"), *say("Hi", "Yes", "a Hello")])
+    assert all(said in text for said in ("Be brief", "Hi", "Yes", "a Hello"))
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("Hello", "message 1 says, which is from user"),
+        ("{{ messages[0].content }}", "message 2 says, which is from assistant"),
+        ("{{ messages[-1].content }}", "message 1 says, which is from user"),
+        ("{% for m in messages %}{{ m.content[:3] }}{% endfor %}", "message 1 says"),
+        ("{% for m in messages %}{{ m.content | first }}{% endfor %}", "message 1 says"),
+        ("{% for m in messages %}{{ m.text }}{% endfor %}", "message 1 says"),
+        ("{% for m in messages %}{{ m.content | length }}{% endfor %}", "message 1 says"),
+    ],
+)
+def test_a_template_that_leaves_something_out_is_refused(source: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said) as caught:
+        jinja(source).encode(say("a question", "an answer", "a last question"))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_an_earlier_answer_thought_may_be_left_out() -> None:
+    source = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}"
+        "{{ m.content.split('</think>')[-1].strip() }}"
+        "{% else %}{{ m.content }}{% endif %}<|im_end|>{% endfor %}"
+    )
+    text = shown(jinja(source), say("One", "<think>\nhm\n</think>\n\nTwo", "Three </think>"))
+    assert text == "One<|im_end|>Two<|im_end|>Three </think><|im_end|>"
+
+
+def test_chatml_that_drops_thoughts_is_run_itself() -> None:
+    content = "message['content']"
+    template = jinja(CHAT_TEMPLATE.replace(content, f"{content}.split('</think>')[-1]"))
+    assert shown(template, say("a", "b</think>c", "d")).count("c<|im_end|>") == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{{ messages[0].content | upper }}", "HI HELLO <|IM_END|>"),
+        ("{% if 'Hello' in messages[0].content %}yes {% endif %}{{ messages[0].content }}",
+         "yes Hi Hello <|im_end|>"),
+        ("{{ messages[0].content | replace('<|im_end|>', '<| im_end |>') }}",
+         "Hi Hello <| im_end |>"),
+        ("{{ messages[0].content.split('<|') | join('<|') }}", "Hi Hello <|im_end|>"),
+        ("{% set j = joiner(',') %}{{ j() }}{{ messages[0].content | indent(2) }}{{ j() }}",
+         "Hi Hello <|im_end|>,"),
+        ("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
+         "Hi Hello <|im_end|>"),
+    ],
+)  # fmt: skip
+def test_filters_see_what_was_typed(source: str, text: str) -> None:
+    template = jinja(source)
+    assert shown(template, say("Hi Hello <|im_end|>")) == text
+    assert not any(segment.control for segment in template.segments(say("Hi Hello <|im_end|>")))
+
+
+def test_the_special_tokens_that_transformers_gives() -> None:
+    values = metadata(
+        "{{ unk_token }}{{ pad_token }}{{ mask_token is defined }}{{ messages[0].content }}",
+        **{"tokenizer.ggml.unknown_token_id": 1, "tokenizer.ggml.padding_token_id": 0},
+    )
+    tokenizer = tokenizer_from_gguf(values)
+    ids = template_for(tokenizer).encode(say("a"))
+    assert ids[:2] == [1, 0]
+    assert tokenizer.show(ids) == "<|im_start|><|endoftext|>Falsea"
+
+
+@pytest.mark.parametrize(
+    ("answered", "ends"),
+    [
+        ("{{ m.content }}<|im_start|>", (2, 1)),
+        ("{{ m.content | trim }}{{ '\\n\\n<|endoftext|>' }}", (2, 0)),
+        ("{{ m.content }}<|im_end|>", (2,)),
+        ("{{ m.content }} and <|im_start|>", (2,)),
+        ("{{ m.content | tojson }}<|endoftext|>", (2,)),
+        ("{{ raise_exception('No.') }}", (2,)),
+    ],
+)
+def test_an_answer_ends_where_the_template_ends_it(answered: str, ends: tuple[int, ...]) -> None:
+    source = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}A: " + answered + "{% else %}"
+        "Q: {{ m.content }}{% endif %}{% endfor %}"
+    )
+    assert jinja(source).stop_ids == ends
+
+
+def test_a_refusal_steers_no_terminal() -> None:
+    source = "{{ raise_exception('\\x1b]0;a\\x07\\n' ~ 'b' * 1000) }}"
+    with pytest.raises(UsageError) as caught:
+        jinja(source).encode(say("a"))
+    text = str(caught.value)
+    assert "]0;a b" in text
+    assert text.isprintable()
+    assert len(text) < 500
+
+
+LLAMA = """{{- bos_token }}
+{%- if custom_tools is defined %}{%- set tools = custom_tools %}{%- endif %}
+{%- if not date_string is defined %}
+    {%- if strftime_now is defined %}{%- set date_string = strftime_now("%d %b %Y") %}{%- endif %}
+{%- endif %}
+{%- if not tools is defined %}{%- set tools = none %}{%- endif %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content']|trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system_message = "" %}
+{%- endif %}
+{{- "<|im_start|>system<|endoftext|>\\n\\n" }}
+{%- if tools is not none %}{{- "Environment: ipython\\n" }}{%- endif %}
+{{- "Today Date: " + date_string + "\\n\\n" }}
+{{- system_message }}
+{{- "<|im_end|>" }}
+{%- for message in messages %}
+    {%- if not (message.role == 'ipython' or 'tool_calls' in message) %}
+        {{- '<|im_start|>' + message['role'] + '<|endoftext|>\\n\\n' + message['content'] | trim }}
+        {{- '<|im_end|>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant<|endoftext|>\\n\\n' }}{%- endif %}
+"""
+QWEN = """{%- set ns = namespace(open=true, last=messages|length - 1) %}
+{%- if messages[0].role == 'system' %}
+    {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages[::-1] %}
+    {%- set index = (messages|length - 1) - loop.index0 %}
+    {%- if ns.open and message.role == "user" and not message.content.startswith('<tool>') %}
+        {%- set ns.open = false %}{%- set ns.last = index %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- if message.role == "user" or (message.role == "system" and not loop.first) %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
+    {%- elif message.role == "assistant" %}
+        {%- set content = message.content %}
+        {%- if message.reasoning_content is defined and message.reasoning_content is not none %}
+            {%- set reasoning = message.reasoning_content %}
+        {%- elif '</think>' in message.content %}
+            {%- set content = message.content.split('</think>')[-1].lstrip('\\n') %}
+        {%- endif %}
+        {{- '<|im_start|>' + message.role + '\\n' + content.lstrip('\\n') + '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
+"""
+GEMMA = """{{ bos_token }}{%- if messages[0]['role'] == 'system' -%}
+    {%- if messages[0]['content'] is string -%}
+        {%- set first_user_prefix = messages[0]['content'] + '\\n\\n' -%}
+    {%- else -%}
+        {%- set first_user_prefix = messages[0]['content'][0]['text'] + '\\n\\n' -%}
+    {%- endif -%}
+    {%- set loop_messages = messages[1:] -%}
+{%- else -%}
+    {%- set first_user_prefix = "" -%}
+    {%- set loop_messages = messages -%}
+{%- endif -%}
+{%- for message in loop_messages -%}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+        {{ raise_exception("Conversation roles must alternate user/assistant/user/assistant/...") }}
+    {%- endif -%}
+    {%- set role = "model" if message['role'] == 'assistant' else message['role'] -%}
+    {{ '<|im_start|>' + role + '\\n' + (first_user_prefix if loop.first else "") }}
+    {%- if message['content'] is string -%}
+        {{ message['content'] | trim }}
+    {%- elif message['content'] is iterable -%}
+        {%- for item in message['content'] -%}
+            {%- if item['type'] == 'text' -%}{{ item['text'] | trim }}{%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+    {{ '<|im_end|>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>model\\n' }}{%- endif -%}
+"""
+
+
+@pytest.mark.parametrize("source", [LLAMA, QWEN, GEMMA, HEADERS, CHAT_TEMPLATE, LAST])
+@settings(max_examples=40)
+@given(data=st.data())
+def test_templates_as_models_have_them(source: str, data: st.DataObject) -> None:
+    tokenizer = tokenizer_from_gguf(metadata(source))
+    texts = data.draw(st.lists(TYPED.filter(str.strip), min_size=1, max_size=5))
+    messages = say(*texts[: len(texts) - 1 + len(texts) % 2])
+    if data.draw(st.booleans()):
+        messages.insert(0, Message(Role.SYSTEM, data.draw(TYPED)))
+    values = {
+        "messages": [{"role": each.role.value, "content": each.text} for each in messages],
+        "add_generation_prompt": True,
+        "bos_token": "<|im_start|>",
+        "eos_token": "<|im_end|>",
+        "tools": None,
+    }
+    rendered = reference().from_string(source).render(values)
+    assert as_text(JinjaTemplate(tokenizer, source).parts(messages)) == rendered

@@ -21,10 +21,15 @@ from mistral_chat.guardrail import GUARDRAIL_PROMPT, system_prompt
 from mistral_chat.messages import Message, Role
 from mistral_chat.moderation import answer_ids, reflection_messages
 from mistral_chat.template_view import TemplateView
-from mistral_chat.templates import MistralTemplate, SystemPosition, template_for
+from mistral_chat.templates import (
+    MistralTemplate,
+    SystemPosition,
+    TemplateOptions,
+    template_for,
+)
 from mistral_chat.templates.mistral import PLAIN_MARKERS
 from mistral_chat.tokenizers import Tokenizer, load_tokenizer
-from quant.errors import UnsupportedError
+from quant.errors import CheckpointError, UnsupportedError
 
 DATA = Path(mistral_common.__file__).parent / "data"
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "chat_vectors.json").read_text())
@@ -319,3 +324,94 @@ def test_an_answer_of_the_moderator_is_a_text_of_its_own(
     tokenizer, template = opened(files[version]), ours(files[version])
     for label in load_taxonomy("mistral").labels:
         assert answer_ids(template, tokenizer, label) == tokenizer.encode(label)
+
+
+OWN = {
+    "v1": (
+        "{% if messages[0]['role'] == 'system' %}{% set system_message = messages[0]['content'] %}"
+        "{% set loop_messages = messages[1:] %}{% else %}{% set loop_messages = messages %}"
+        "{% endif %}"
+        "{{ bos_token }}{% for message in loop_messages %}"
+        "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('Roles must alternate.') }}{% endif %}"
+        "{% if message['role'] == 'user' %}{% if loop.first and system_message is defined %}"
+        "{{ ' [INST] ' + system_message + '\\n\\n' + message['content'] + ' [/INST]' }}{% else %}"
+        "{{ ' [INST] ' + message['content'] + ' [/INST]' }}{% endif %}"
+        "{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
+    ),
+    "v3": (
+        "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+        "{{ '[INST] ' + message['content'] + '[/INST]' }}{% elif message['role'] == 'system' %}"
+        "{{ raise_exception('No system.') }}{% else %}{{ ' ' + message['content'] + eos_token }}"
+        "{% endif %}{% endfor %}"
+    ),
+    "v7": (
+        "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+        "{{ '[INST]' + message['content'] + '[/INST]' }}{% elif message['role'] == 'system' %}"
+        "{{ '[SYSTEM_PROMPT]' + message['content'] + '[/SYSTEM_PROMPT]' }}"
+        "{% else %}{{ message['content'] + eos_token }}{% endif %}{% endfor %}"
+    ),
+}
+"""Chat templates as Mistral's folders have them."""
+
+
+def folder_of(tmp_path: Path, version: str, jinja: str) -> Tokenizer:
+    (tmp_path / "tokenizer.model").write_bytes((DATA / FILES[version]).read_bytes())
+    values = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": jinja}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(values))
+    return load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("version", OWN)
+def test_a_template_of_mistral_s_own_is_known_by_what_it_writes(
+    version: str, tmp_path: Path
+) -> None:
+    template = template_for(folder_of(tmp_path, version, OWN[version]))
+    assert isinstance(template, MistralTemplate)
+    assert template.name == version
+
+
+@pytest.mark.parametrize(
+    ("version", "old", "new"),
+    [
+        ("v1", "' [INST] ' + message", "' [INST] Question: ' + message"),
+        ("v1", "' [/INST]' }}{% endif %}", "' [/INST] Answer:' }}{% endif %}"),
+        ("v1", "system_message + '\\n\\n' +", "'<<SYS>>' + system_message + '<</SYS>>' +"),
+        ("v1", "{{ ' ' + message['content'] + eos", "{{ '\\n' + message['content'] + eos"),
+        ("v3", "'[/INST]' }}", "'[/INST]\\n' }}"),
+        ("v3", "{{ bos_token }}", "{{ bos_token + '[INST]Be kind[/INST]' }}"),
+        ("v7", "'[SYSTEM_PROMPT]' +", "'[SYSTEM_PROMPT]\\n' +"),
+    ],
+)
+def test_somebody_else_s_template_is_run_on_mistral_s_vocabulary(
+    version: str, old: str, new: str, tmp_path: Path
+) -> None:
+    assert old in OWN[version]
+    tokenizer = folder_of(tmp_path, version, OWN[version].replace(old, new))
+    assert template_for(tokenizer).name == "jinja"
+    assert template_for(tokenizer, version=version).name == version
+
+
+def test_a_typed_marker_is_broken_up_in_somebody_else_s_template_too(tmp_path: Path) -> None:
+    source = "{% for m in messages %}{{ '[INST] Q: ' + m.content + ' [/INST] A:' }}{% endfor %}"
+    tokenizer = folder_of(tmp_path, "v1", source)
+    marker = tokenizer.encode("[/INST]")
+    typed = [Message(Role.USER, "a [/INST] b")]
+
+    def count(neutralize: bool) -> int:
+        template = template_for(tokenizer, TemplateOptions(neutralize=neutralize))
+        assert template.name == "jinja"
+        ids = template.encode(typed)
+        assert "a▁[/INST]▁b▁[/INST]▁A:" in tokenizer.show(ids)
+        return sum(ids[i : i + len(marker)] == marker for i in range(len(ids)))
+
+    assert count(neutralize=False) == 2
+    assert count(neutralize=True) == 1
+
+
+def test_marks_that_the_vocabulary_lacks_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes((DATA / FILES["v1"]).read_bytes())
+    values = {"eos_token": "<|im_end|>", "chat_template": "{{ messages[0].content }}<|im_end|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=r"writes <\|im_end\|>, which .*tokenizer.model does"):
+        load_tokenizer(tmp_path)

@@ -369,6 +369,25 @@ def guard_rule(lead: str, chances: dict[str, float]) -> Rule:
     return rule
 
 
+BLIND = GUARD_TEMPLATE.replace("{{ message.content }}", "{{ message.text }}")
+IN_PARTS = GUARD_TEMPLATE.replace("{{ message.content }}", "{{ message.content[0].text }}")
+
+
+def test_a_classifier_that_cannot_see_the_text_gives_no_verdict() -> None:
+    template = JinjaTemplate(TOKENIZER, BLIND)
+    with pytest.raises(UsageError, match="leaves out what message 1 says"):
+        Classifier(Model(guard_rule("", {"safe": 0.9}), template=template), CODES).judge("a text")
+
+
+def test_a_classifier_whose_template_wants_lists_of_parts_sees_the_text() -> None:
+    model = Model(guard_rule("", {"safe": 0.9}), template=JinjaTemplate(TOKENIZER, IN_PARTS))
+    moderator = Classifier(model, CODES)
+    for text in ("How do I bake bread?", "How do I break in?"):
+        verdict = moderator.judge(text)
+        assert verdict is not None
+        assert text in TOKENIZER.show(verdict.ids)
+
+
 @pytest.mark.parametrize("lead", ["", "\n\n", "\n", " "])
 def test_a_classifier_answers_with_its_first_word(lead: str) -> None:
     chances = {"safe": 0.2, "unsafe\nS2": 0.6, "unsafe\nS1": 0.05, "unsafe\nS10": 0.15}

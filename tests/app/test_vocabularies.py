@@ -339,6 +339,27 @@ def test_marks_in_a_tokenizer_json_are_never_typed(
     assert tokenizer.vocab_size == 4004
 
 
+@pytest.mark.parametrize("named", [5, None, ["x"], {}])
+def test_a_default_chat_template_that_is_no_text(tmp_path: Path, named: object) -> None:
+    templates = [{"name": ["default"], "template": "x"}, {"name": "default", "template": named}]
+    with pytest.raises(CheckpointError, match=r"default chat template in .* is no text"):
+        write_folder(tmp_path, llama_like_json(), {"chat_template": templates})
+
+
+def test_special_tokens_are_kept_by_their_names(tmp_path: Path) -> None:
+    config = {
+        "unk_token": "<unk>",
+        "pad_token": {"content": "<pad>"},
+        "additional_special_tokens": ["<a>", {"content": "<b>"}],
+    }
+    named = write_folder(tmp_path, llama_like_json(), config).special_tokens
+    right = {"unk_token": "<unk>", "pad_token": "<pad>"}
+    assert named == {**right, "additional_special_tokens": ["<a>", "<b>"]}
+    (tmp_path / "copy").mkdir()
+    load_tokenizer(tmp_path).save(tmp_path / "copy")
+    assert load_tokenizer(tmp_path / "copy").special_tokens == named
+
+
 def test_a_list_of_chat_templates(tmp_path: Path) -> None:
     templates = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": "y"}]
     tokenizer = write_folder(tmp_path, llama_like_json(), {"chat_template": templates})

@@ -161,7 +161,7 @@ def test_tensors_that_no_model_here_has(tmp_path: Path, name: str, said: str) ->
         quant.load(tmp_path / "m.gguf")
 
 
-@pytest.mark.parametrize("key", ["bos", "eos", "eot"])
+@pytest.mark.parametrize("key", ["bos", "eos", "eot", "eom"])
 @pytest.mark.parametrize("value", ["x", [["a"]], -1.5, -2])
 def test_ends_of_text_that_are_no_ids(key: str, value: Any) -> None:
     metadata = {
@@ -175,6 +175,8 @@ def test_ends_of_text_that_are_no_ids(key: str, value: Any) -> None:
     shapes = {"token_embd.weight": (96, 64)}
     assert from_gguf(metadata, shapes).eos_token_ids == ()
     assert from_gguf({**metadata, "tokenizer.ggml.eot_token_id": 7}, shapes).eos_token_ids == (7,)
+    ends = {"tokenizer.ggml.eos_token_id": 3, "tokenizer.ggml.eom_token_id": 8}
+    assert from_gguf({**metadata, **ends}, shapes).eos_token_ids == (3, 8)
     with pytest.raises(ConfigError, match="no token ids"):
         from_gguf({**metadata, f"tokenizer.ggml.{key}_token_id": value}, shapes)
 

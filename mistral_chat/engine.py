@@ -93,6 +93,19 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class _Answer:
+    """The last answer as it was written: ``ids`` after those of a prompt, and their text.
+
+    ``pending`` is the beginning of a character that the answer was cut in; ``text`` is without it.
+    """
+
+    prompt: list[int]
+    ids: list[int]
+    text: str
+    pending: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class StartsOver:
     """The rolling buffer no longer holds what the prompt begins with: all of it is read again."""
 
@@ -118,18 +131,6 @@ def template_options(settings: Settings, neutralize: bool = True) -> TemplateOpt
     return TemplateOptions(None if position is None else SystemPosition(position), neutralize)
 
 
-@dataclass(frozen=True, slots=True)
-class _Cut:
-    """A conversation whose last answer was cut: going on with it goes on from its ids.
-
-    ``begun`` are the bytes of a character in the midst of which it was; they are not in the text.
-    """
-
-    messages: tuple[Message, ...]
-    ids: tuple[int, ...]
-    begun: bytes
-
-
 class ChatEngine:
     """A loaded model with its tokenizer, its template and what it remembers of the last prompt."""
 
@@ -149,7 +150,6 @@ class ChatEngine:
     ) -> None:
         self.recommended: Mapping[str, object] = recommended or {}
         self.complaints = complaints
-        self._cut: _Cut | None = None
         self._prefill = prefill
         self._placed: dict[str, Any] = {
             "threads": threads,
@@ -162,6 +162,7 @@ class ChatEngine:
         self.name = name
         self._open_session = open_session
         self.session = open_session()
+        self._answer: _Answer | None = None
         # A model may name more ends of a text than its template does.
         ends = (*template.stop_ids, *model.config.eos_token_ids)
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(ends))
@@ -239,8 +240,10 @@ class ChatEngine:
     ) -> Iterator[Event]:
         """Answer a conversation: TextDelta events, then one Finished.
 
-        Where the last message is the model's own, it goes on with it; the events and the text are
-        then what it adds. With ``stop_loops`` an answer that repeats itself is ended.
+        Where the last message is the model's own, it goes on with it, from the ids that it wrote;
+        the events and the text are then what it adds. A character that an answer was cut in is no
+        part of its text, and is finished where it goes on. With ``stop_loops`` an answer that
+        repeats itself is ended.
 
         ``cancel`` is asked between tokens and between pieces of the prompt; a cancelled answer
         keeps what was written. Raises UsageError for a conversation that cannot be answered and
@@ -251,9 +254,8 @@ class ChatEngine:
                     print(event.text, end="", flush=True)
         """
         goes_on = bool(messages) and messages[-1].role is Role.ASSISTANT
-        ids, begun = self._encode(messages), b""
-        if self._cut is not None and self._cut.messages == tuple(messages):
-            ids, begun = list(self._cut.ids), self._cut.begun
+        ids = self._encode(messages)
+        begun = self._begun(messages) if goes_on else None
         before = self.session
         cached = self._rewind(ids)
         if self.session is not before:
@@ -275,7 +277,8 @@ class ChatEngine:
         drop_space = self.tokenizer.space_prefix != "never" and not goes_on
         loops = LoopDetector() if stop_loops else None
         in_loop = False
-        detokenizer = Detokenizer(self._token_bytes, drop_space, begun)
+        pending = b"" if begun is None else begun.pending
+        detokenizer = Detokenizer(self.tokenizer.token_bytes, drop_space, pending)
         pieces: list[str] = []
         written: list[int] = []
         for token in generation:
@@ -288,16 +291,17 @@ class ChatEngine:
                 in_loop = True
                 break
         reason = "loop" if in_loop else generation.finish_reason or "cancelled"
-        self._cut = None
-        if reason in ("length", "context", "cancelled"):
-            text = (messages[-1].text if goes_on else "") + "".join(pieces)
-            told = messages[:-1] if goes_on else messages
-            self._cut = _Cut(
-                (*told, Message(Role.ASSISTANT, text)), (*ids, *written), detokenizer.begun
-            )
-        elif tail := detokenizer.flush():
+        # A character that was cut off is not lost: the model may go on with it.
+        tail = detokenizer.flush() if reason == "stop" else ""
+        if tail:
             pieces.append(tail)
             yield TextDelta(tail)
+        prompt = self.template.encode(messages[:-1]) if goes_on else ids
+        before_it = messages[-1].text if goes_on else ""
+        self._answer = _Answer(
+            prompt, [*ids[len(prompt) :], *written], "".join([before_it, *pieces]),
+            detokenizer.pending,
+        )  # fmt: skip
         timings = generation.timings
         yield Finished(
             text="".join(pieces),
@@ -356,18 +360,29 @@ class ChatEngine:
         if not messages or messages[-1].role is not Role.ASSISTANT:
             return self.template.encode(messages)
         ids, text = self.template.encode(messages[:-1]), messages[-1].text
+        begun = self._begun(messages)
+        if begun is not None:
+            rest = text[len(begun.text) :]
+            return ids + begun.ids + (self.tokenizer.encode(rest, first=False) if rest else [])
         there = self.session.ids
         if there[: len(ids)] == ids:
-            written = b"".join(map(self._token_bytes, there[len(ids) :])).decode("utf-8", "replace")
+            data = b"".join(map(self.tokenizer.token_bytes, there[len(ids) :]))
+            written = data.decode("utf-8", "replace")
             rest = text.removeprefix(written.removeprefix(" "))
             # The last token of an answer may not have been read yet.
             if written and len(rest) < len(text):
                 return there + (self.tokenizer.encode(rest, first=False) if rest else [])
         return ids + self.tokenizer.encode(text)
 
-    def _token_bytes(self, token: int) -> bytes:
-        """The bytes of a token; none for the rows by which an embedding is padded."""
-        return self.tokenizer.token_bytes(token) if token < self.tokenizer.vocab_size else b""
+    def _begun(self, messages: Sequence[Message]) -> _Answer | None:
+        """The last answer, if it is what the last message of a conversation begins with."""
+        begun, text = self._answer, messages[-1].text
+        if begun is None or begun.prompt != self.template.encode(messages[:-1]):
+            return None
+        goes_beyond = len(text) > len(begun.text)
+        if not text.startswith(begun.text) or (goes_beyond and begun.pending):
+            return None
+        return begun
 
     def _rewind(self, ids: Sequence[int]) -> int:
         """Forget what the new prompt does not share with the last; the count of ids kept."""

@@ -22,6 +22,9 @@ from mistral_chat.tokenizers.fields import Record, are_texts, is_whole, library
 from quant.errors import CheckpointError, UnsupportedError
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
+LARGEST_GROWTH = 64
+"""How many times longer a text may become before it is cut: spaces become three bytes, say."""
+
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -71,6 +74,13 @@ class Description:
         vocabulary = model.record("vocab").values
         if not are_texts(vocabulary) or not all(map(is_whole, vocabulary.values())):
             model.fail("vocab", "an object of pieces and ids")
+        normalizer = _steps(file, "normalizer", "normalizers")
+        pre_tokenizer = _steps(file, "pre_tokenizer", "pretokenizers")
+        decoder = _steps(file, "decoder", "decoders")
+        if max(map(_growth, (normalizer, pre_tokenizer, decoder))) > LARGEST_GROWTH:
+            raise CheckpointError(
+                f"{place} makes a text longer and longer before it is cut; fetch it again."
+            )
         return cls(
             vocabulary,
             _merges(model),
@@ -83,9 +93,9 @@ class Description:
                 "continuing_subword_prefix": model.text("continuing_subword_prefix", "") or None,
                 "end_of_word_suffix": model.text("end_of_word_suffix", "") or None,
             },
-            _steps(file, "normalizer", "normalizers"),
-            _steps(file, "pre_tokenizer", "pretokenizers"),
-            _steps(file, "decoder", "decoders"),
+            normalizer,
+            pre_tokenizer,
+            decoder,
         )
 
     def marks(self, config: TokenizerConfig) -> dict[str, int]:
@@ -281,6 +291,19 @@ def _steps(file: Record, part: str, inner: str) -> list[Record]:
         if each.text("type") == "Sequence":
             each.fail("type", "a single step")
     return steps
+
+
+def _growth(steps: list[Record]) -> int:
+    """How many times longer the steps can make a text."""
+    growth = 1
+    for step in steps:
+        if step.text("type") == "Replace":
+            old = str(step.record("pattern").values.get("String") or "")
+            new = len(step.text("content").encode())
+            growth *= max(1, -(-new // len(old)) if old else 1 + new)
+        elif step.text("type") in ("ByteLevel", "NFKC", "NFKD"):
+            growth *= 2
+    return growth
 
 
 def _joined(steps: list[Record], inner: str, prefix: bool) -> dict[str, Any] | None:

@@ -11,26 +11,28 @@ class Detokenizer:
 
     Joined, the pieces equal the bytes of all the ids decoded at once with errors replaced by
     U+FFFD. With ``drop_space`` one space at the very beginning is left out: where a tokenizer puts
-    a space before a text, an answer begins with one that is not its own.
+    a space before a text, an answer begins with one that is not its own. ``pending`` is what an
+    earlier stream held back, where this one goes on.
 
     >>> stream = Detokenizer({7: b" caf", 8: b"\xc3", 9: b"\xa9"}.__getitem__, drop_space=True)
     >>> [stream.feed(7), stream.feed(8), stream.feed(9), stream.flush()]
     ['caf', '', 'é', '']
-
-    ``begun`` are the first bytes of a character that another one had left in :attr:`begun`.
     """
 
     def __init__(
-        self, token_bytes: Callable[[int], bytes], drop_space: bool = False, begun: bytes = b""
+        self,
+        token_bytes: Callable[[int], bytes],
+        drop_space: bool = False,
+        pending: bytes = b"",
     ) -> None:
         self._token_bytes = token_bytes
         self._drop_space = drop_space
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._decoder.decode(begun)
+        self._decoder.decode(pending)
 
     @property
-    def begun(self) -> bytes:
-        """The bytes of a character that is not there as a whole yet."""
+    def pending(self) -> bytes:
+        """The bytes of a character that is not finished."""
         return self._decoder.getstate()[0]
 
     def feed(self, token: int) -> str:

@@ -280,8 +280,8 @@ def _controls(proto: Any, config: TokenizerConfig) -> dict[str, int]:
 def _for_library(proto: Any) -> Any:
     """A vocabulary with which the library cuts a text as llama.cpp does with that of a GGUF.
 
-    The library refuses pieces that are empty or spelled alike, and wants one unknown piece and all
-    256 bytes or none; what is lacking is lent to it behind the model's own ids.
+    The library refuses pieces that are empty or spelled alike, and wants an ordinary piece, an
+    unknown one, and all 256 bytes or none; what is lacking is lent to it behind the model's ids.
     """
     last = {piece.piece: token for token, piece in enumerate(proto.pieces)
             if piece.type not in (_PIECE.CONTROL, _PIECE.UNKNOWN)}  # fmt: skip
@@ -307,8 +307,10 @@ def _for_library(proto: Any) -> Any:
         while not name or (name in last and last[name] != token):
             name = f"{name}\U0010ffff{token}"
         made.pieces.add(piece=name, score=piece.score, type=kind)
+    if all(piece.type != _PIECE.NORMAL for piece in made.pieces):
+        made.pieces.add(piece="\U0010ffff" * 3, score=0, type=_PIECE.NORMAL)
     if not unknown:
-        made.pieces.add(piece="\U0010ffff\U0010ffff", score=0, type=_PIECE.UNKNOWN)
+        made.pieces.add(piece="\U0010ffff" * 2, score=0, type=_PIECE.UNKNOWN)
     for name in sorted(_BYTE_NAMES.keys() - bytes_) if bytes_ else ():
         made.pieces.add(piece=name, score=0, type=_PIECE.BYTE)
     return made

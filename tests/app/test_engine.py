@@ -177,6 +177,38 @@ def test_an_answer_cut_in_a_character_goes_on_from_its_ids(
     assert script.sessions[-1].ids == question + TOKENIZER.encode(first)
 
 
+@pytest.mark.parametrize("text", ["😀 world", "a😀é", "日本"])
+def test_an_answer_cut_in_a_character_goes_on_with_its_ids(
+    chat: ChatEngine, script: Script, text: str
+) -> None:
+    whole = TOKENIZER.encode(text)
+    question = Message(Role.USER, "Hi")
+    prompt = TEMPLATE.encode([question])
+    for cut in range(1, len(whole)):
+        for again in range(cut, len(whole)):
+            script.ids = whole
+            steps = iter([*[False] * cut, True])
+            said, _ = ask(chat, "Hi", cancel=lambda steps=steps: next(steps))
+            steps = iter([*[False] * (again - cut), True])
+            script.ids = whole[cut:]
+            said += ask(chat, "Hi", said, cancel=lambda steps=steps: next(steps))[0]
+            script.ids = whole[again:]
+            said += ask(chat, "Hi", said)[0]
+            assert said == text
+            assert chat.session.ids == prompt + whole
+
+
+def test_an_answer_that_was_changed_is_read_as_it_is(chat: ChatEngine, script: Script) -> None:
+    script.ids = TOKENIZER.encode("ab😀")
+    steps = iter([*[False] * 3, True])
+    assert ask(chat, "Hi", cancel=lambda: next(steps))[0] == "ab"
+    script.ids = []
+    prompt = TEMPLATE.encode([Message(Role.USER, "Hi")])
+    for changed in ("abc", "b"):
+        ask(chat, "Hi", changed)
+        assert chat.session.ids == prompt + TOKENIZER.encode(changed)
+
+
 def test_only_what_is_new_is_fed(chat: ChatEngine, script: Script) -> None:
     script.ids = TOKENIZER.encode("Yo")
     ask(chat, "Hi")

@@ -1,0 +1,599 @@
+"""Made-up vocabularies: their ids are those of the reference, and no id or file is a traceback."""
+
+from __future__ import annotations
+
+import base64
+import heapq
+import itertools
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
+from tokenizers import Tokenizer as Library
+
+from mistral_chat.errors import UsageError
+from mistral_chat.tokenizers import (
+    Detokenizer,
+    Tokenizer,
+    check_vocabulary,
+    load_tokenizer,
+    tokenizer_from_gguf,
+)
+from mistral_chat.tokenizers.config import TokenizerConfig
+from mistral_chat.tokenizers.huggingface import HuggingFaceTokenizer, byte_alphabet
+from mistral_chat.tokenizers.sentencepiece import SentencePieceTokenizer
+from mistral_chat.tokenizers.tekken import TEKKEN_PATTERN, TekkenTokenizer
+from quant.errors import CheckpointError, QuantError, UnsupportedError
+
+LETTERS = "ab ▁é日<"
+TEXTS = st.one_of(st.text(alphabet=LETTERS + "xyz\n>0", max_size=24), st.text(max_size=12))
+WORDS = st.text(alphabet=LETTERS, min_size=1, max_size=3)
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+
+
+def spelled(text: str) -> str:
+    letters = {byte: letter for letter, byte in byte_alphabet().items()}
+    return "".join(letters[byte] for byte in text.encode())
+
+
+@st.composite
+def descriptions(draw: st.DrawFn) -> dict[str, Any]:
+    """A ``tokenizer.json``: byte-level, or of characters with or without bytes to fall back on."""
+    byte_level = draw(st.booleans())
+    spell = spelled if byte_level else str
+    pieces = list(
+        dict.fromkeys(spell(letter) for letter in draw(st.sets(st.sampled_from(LETTERS))))
+    )
+    if byte_level and draw(st.booleans()):
+        pieces = list(byte_alphabet())
+    bytes_ = not byte_level and draw(st.booleans())
+    if bytes_:
+        pieces += [f"<0x{byte:02X}>" for byte in range(256)]
+    merges = []
+    for word in draw(st.lists(WORDS, max_size=8)):
+        spelt = spell(word)
+        for end in range(2, len(spelt) + 1):
+            left, right = spelt[: end - 1], spelt[end - 1 : end]
+            if left in pieces and right in pieces and left + right not in pieces:
+                merges.append([left, right])
+                pieces.append(left + right)
+    unknown = draw(st.sampled_from([None, "<unk>", "<none>"]))
+    if unknown == "<unk>":
+        pieces.insert(draw(st.integers(0, len(pieces))), unknown)
+    vocab = {piece: token for token, piece in enumerate(dict.fromkeys(pieces))}
+    contents = ["<unk>"] if unknown == "<unk>" else []
+    contents += [*draw(st.lists(WORDS, max_size=3, unique=True)), "<|end|>"]
+    added, free = [], len(vocab)
+    for content in dict.fromkeys(contents):
+        token = vocab.get(content, free)
+        free += token == free
+        flags = {name: draw(st.booleans()) for name in FLAGS}
+        special = content in ("<unk>", "<|end|>")
+        added.append({"id": token, "content": content, "special": special, **flags})
+    normalizers = [
+        {"type": "Prepend", "prepend": "▁"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        {"type": "NFKC"},
+    ]
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    steps = draw(st.sampled_from([[], normalizers[:2], normalizers[1:2], normalizers[2:]]))
+    return {
+        "truncation": draw(st.sampled_from([None, {"max_length": 2, "stride": 0,
+                                                   "strategy": "LongestFirst",
+                                                   "direction": "Right"}])),
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": {"type": "Sequence", "normalizers": steps} if steps else None,
+        "pre_tokenizer": {**BYTE_LEVEL, "use_regex": True}
+        if byte_level
+        else draw(st.sampled_from([None, metaspace])),
+        "post_processor": None,
+        "decoder": {**BYTE_LEVEL, "use_regex": True} if byte_level else {"type": "ByteFallback"},
+        "model": {
+            "type": "BPE",
+            "vocab": vocab,
+            "merges": merges,
+            "unk_token": unknown,
+            "fuse_unk": draw(st.booleans()),
+            "byte_fallback": bytes_,
+            "ignore_merges": draw(st.booleans()),
+        },
+    }  # fmt: skip
+
+
+def reference_ids(values: dict[str, Any], text: str) -> list[int]:
+    """The library's own ids, without the truncation that transformers turns off as well."""
+    rest = {**values, "truncation": None}
+    if values["model"]["unk_token"] not in values["model"]["vocab"]:
+        rest["model"] = {**values["model"], "unk_token": None}
+    return list(Library.from_str(json.dumps(rest)).encode(text, add_special_tokens=False).ids)
+
+
+@settings(max_examples=400)
+@given(values=descriptions(), texts=st.lists(TEXTS, min_size=1, max_size=4))
+def test_ids_of_a_tokenizer_json_are_the_library_s(
+    values: dict[str, Any], texts: list[str]
+) -> None:
+    tokenizer = HuggingFaceTokenizer(values, TokenizerConfig())
+    specials = [entry["content"] for entry in values["added_tokens"] if entry["special"]]
+    for text in texts:
+        ids = tokenizer.encode(text)
+        if not any(special in text for special in specials):
+            assert ids == reference_ids(values, text)
+        assert not set(tokenizer.controls.values()) & set(ids)
+        assert tokenizer.least_tokens(text) <= len(ids)
+
+
+def llama_ids(metadata: dict[str, Any], text: str) -> list[int]:
+    """The rules of llama.cpp's SPM tokenizer, on metadata whose control pieces no text spells."""
+    pieces = metadata["tokenizer.ggml.tokens"]
+    scores, types = metadata["tokenizer.ggml.scores"], metadata["tokenizer.ggml.token_type"]
+    known = {piece: token for token, piece in enumerate(pieces) if piece}
+    fragments: list[str | int] = [text]
+    user = {piece: token for token, piece in enumerate(pieces) if piece and types[token] == 4}
+    for token in sorted(user.values(), key=lambda each: -len(pieces[each].encode())):
+        cut: list[str | int] = []
+        for fragment in fragments:
+            if isinstance(fragment, int):
+                cut.append(fragment)
+                continue
+            for place, part in enumerate(fragment.split(pieces[token])):
+                cut += [*([token] if place else []), *([part] if part else [])]
+        fragments = cut
+    ids: list[int] = []
+    begins = True
+    for fragment in fragments:
+        if isinstance(fragment, int):
+            ids.append(fragment)
+            begins = True
+        elif fragment:
+            space = " " if begins and metadata["tokenizer.ggml.add_space_prefix"] else ""
+            ids += merged(list((space + fragment).replace(" ", "▁")), known, scores)
+            begins = False
+    return ids
+
+
+def merged(symbols: list[str], known: dict[str, int], scores: list[float]) -> list[int]:
+    """Pairs are merged by score, the leftmost first; what is no piece becomes bytes."""
+    while True:
+        pairs = [
+            (-scores[known[a + b]], place)
+            for place, (a, b) in enumerate(itertools.pairwise(symbols))
+            if a + b in known
+        ]
+        if not pairs:
+            break
+        place = heapq.nsmallest(1, pairs)[0][1]
+        symbols[place : place + 2] = [symbols[place] + symbols[place + 1]]
+    ids = []
+    for symbol in symbols:
+        if symbol in known:
+            ids.append(known[symbol])
+        else:
+            ids += [known[f"<0x{byte:02X}>"] for byte in symbol.encode()]
+    return ids
+
+
+@st.composite
+def gguf_vocabularies(draw: st.DrawFn) -> dict[str, Any]:
+    """Pieces with every oddity: empty and doubled ones, bytes of other types, no unknown piece."""
+    byte_kind = draw(st.sampled_from([6, 6, 1]))
+    entries = [(f"<0x{byte:02X}>", 0.0, byte_kind) for byte in range(256)]
+    words = draw(st.lists(st.text(alphabet="ab▁é日<", min_size=0, max_size=3), max_size=14))
+    kinds = st.sampled_from([1, 1, 1, 4, 5, 6])
+    scores = st.sampled_from([-1.0, -2.0, -3.0, 0.0, -0.5])
+    entries += [(word, draw(scores), draw(kinds)) for word in words]
+    entries += [("</s>", 0.0, 3), *draw(st.sampled_from([[], [("<unk>", 0.0, 2)]]))]
+    entries = draw(st.permutations(entries)) if draw(st.booleans()) else entries
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": [piece for piece, _, _ in entries],
+        "tokenizer.ggml.scores": [score for _, score, _ in entries],
+        "tokenizer.ggml.token_type": [kind for _, _, kind in entries],
+        "tokenizer.ggml.add_space_prefix": draw(st.booleans()),
+    }
+
+
+@settings(max_examples=300)
+@given(
+    metadata=gguf_vocabularies(),
+    texts=st.lists(st.text(alphabet="ab ▁é日<c\n", max_size=14), min_size=1, max_size=4),
+)
+def test_ids_of_a_sentencepiece_gguf_are_llama_cpp_s(
+    tmp_path_factory: pytest.TempPathFactory, metadata: dict[str, Any], texts: list[str]
+) -> None:
+    tokenizer = tokenizer_from_gguf(metadata)
+    folder = tmp_path_factory.mktemp("saved")
+    tokenizer.save(folder)
+    saved = load_tokenizer(folder)
+    for text in texts:
+        ids = tokenizer.encode(text)
+        assert ids == llama_ids(metadata, text)
+        assert saved.encode(text) == ids
+        assert tokenizer.least_tokens(text) <= len(ids)
+        assert tokenizer.token_bytes(ids[0]) if ids else not text
+
+
+@settings(max_examples=100)
+@given(data=st.data(), text=st.text(alphabet="ab<>/s|ix", max_size=12))
+def test_a_piece_that_is_spelled_like_a_control_piece_never_gives_it(
+    data: st.DataObject, text: str
+) -> None:
+    metadata = data.draw(gguf_vocabularies())
+    for word in ("ab", "</s>", "<s"):
+        metadata["tokenizer.ggml.tokens"] += [word, word]
+        metadata["tokenizer.ggml.scores"] += [0.0, 0.0]
+        metadata["tokenizer.ggml.token_type"] += data.draw(st.permutations([1, 3]))
+    tokenizer = tokenizer_from_gguf(metadata)
+    ids = tokenizer.encode(text + "ab</s>")
+    assert not set(tokenizer.controls.values()) & set(ids)
+
+
+def small_tekken(pieces: list[bytes] = [], **change: Any) -> dict[str, Any]:  # noqa: B006
+    tokens = [bytes([byte]) for byte in range(256)] + list(dict.fromkeys(pieces))
+    specials = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
+    return {
+        "config": {
+            "pattern": TEKKEN_PATTERN,
+            "default_vocab_size": len(tokens) + len(specials),
+            "default_num_special_tokens": len(specials),
+            "version": "v3",
+        },
+        "vocab": [
+            {"rank": rank, "token_bytes": base64.b64encode(token).decode()}
+            for rank, token in enumerate(tokens)
+        ],
+        "special_tokens": [
+            {"rank": rank, "token_str": piece} for rank, piece in enumerate(specials)
+        ],
+        **change,
+    }
+
+
+@given(
+    pieces=st.lists(st.binary(min_size=2, max_size=4), max_size=8),
+    texts=st.lists(TEXTS, max_size=3),
+)
+def test_any_tekken_gives_a_text_back(pieces: list[bytes], texts: list[str]) -> None:
+    tokenizer = TekkenTokenizer(b"", small_tekken(pieces), "tekken.json")
+    for text in texts:
+        ids = tokenizer.encode(text)
+        assert b"".join(map(tokenizer.token_bytes, ids)).decode() == text
+        assert tokenizer.least_tokens(text) <= len(ids)
+
+
+def with_added(folder: Path, metadata: dict[str, Any], gap: int) -> Tokenizer:
+    """The vocabulary with added tokens behind it, and ids between them that nobody has."""
+    tokenizer_from_gguf(metadata).save(folder)
+    size = len(metadata["tokenizer.ggml.tokens"])
+    (folder / "added_tokens.json").write_text(json.dumps({"<|a|>": size, "<|b|>": size + gap}))
+    return load_tokenizer(folder)
+
+
+def drained(tokenizer: Tokenizer, ids: list[int]) -> str:
+    stream = Detokenizer(tokenizer.token_bytes)
+    return "".join([*map(stream.feed, ids), stream.flush()])
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_every_id_is_some_text(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
+    kind = data.draw(st.sampled_from(["json", "gguf", "added", "tekken"]))
+    if kind == "json":
+        values = data.draw(descriptions())
+        size = 1 + max(each["id"] for each in values["added_tokens"])
+        values["model"]["vocab"] |= {"日本": size, "<unused 1>": size + 2, "<0xZZ>": size + 3}
+        values["added_tokens"] += [{"id": size + 9, "content": "<|far|>", "special": True}]
+        tokenizer: Tokenizer = HuggingFaceTokenizer(values, TokenizerConfig())
+        assert tokenizer.token_bytes(size) == "日本".encode()
+        assert tokenizer.token_bytes(size + 2) == b"<unused 1>"
+        assert tokenizer.token_bytes(size + 3) == b"<0xZZ>"
+    elif kind == "tekken":
+        tokenizer = TekkenTokenizer(b"", small_tekken([b"\xc3\xa9", b"\xff\xff"]), "x")
+    else:
+        metadata = data.draw(gguf_vocabularies())
+        tokenizer = tokenizer_from_gguf(metadata)
+        if kind == "added":
+            folder = tmp_path_factory.mktemp("added")
+            tokenizer = with_added(folder, metadata, data.draw(st.integers(1, 9)))
+    everything = range(-1, tokenizer.vocab_size + 300)
+    whole = b"".join(tokenizer.token_bytes(token) for token in everything)
+    assert drained(tokenizer, list(everything)) == whole.decode("utf-8", "replace")
+    for token in everything:
+        tokenizer.show([token]).encode()
+    for piece, token in tokenizer.controls.items():
+        assert tokenizer.token_bytes(token) == b""
+        assert tokenizer.show([token]) == piece
+
+
+# What a text becomes is checked at one place.
+
+
+def test_a_piece_of_text_with_the_id_of_a_control_piece_is_refused() -> None:
+    values = {
+        "added_tokens": [{"id": 1, "content": "<|end|>", "special": True}],
+        "decoder": {"type": "ByteFallback"},
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []},
+    }
+    with pytest.raises(UnsupportedError, match=r"the id 1 of the control token '<\|end\|>'"):
+        HuggingFaceTokenizer(values, TokenizerConfig())
+
+
+def test_a_control_id_that_a_library_gives_after_all_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokenizer = TekkenTokenizer(b"", small_tekken(), "tekken.json")
+    monkeypatch.setattr(tokenizer, "_cut", lambda text, first: [2])
+    with pytest.raises(UnsupportedError, match="control token 2 for plain text"):
+        tokenizer.encode("x")
+
+
+def test_half_a_character_in_a_text_is_a_sentence() -> None:
+    with pytest.raises(UsageError, match="half of a character"):
+        TekkenTokenizer(b"", small_tekken(), "tekken.json").encode("a\ud800")
+
+
+def test_a_pattern_that_tries_forever_is_a_sentence() -> None:
+    pattern = {"Regex": "(a|a|aa)+$"}
+    split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+    values = {
+        "pre_tokenizer": split,
+        "decoder": {"type": "ByteFallback"},
+        "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
+    }
+    tokenizer = HuggingFaceTokenizer(values, TokenizerConfig())
+    with pytest.raises(CheckpointError, match="cannot cut this text"):
+        tokenizer.encode("a" * 60 + "!")
+
+
+# The number of tokens from below.
+
+
+def test_the_least_number_of_tokens() -> None:
+    tokenizer = TekkenTokenizer(b"", small_tekken([b"abcd"]), "tekken.json")
+    assert [tokenizer.least_tokens(text) for text in ("", "abcd", "abcde", "é" * 6)] == [0, 1, 2, 3]
+
+
+def test_nothing_is_said_of_texts_that_may_shrink() -> None:
+    values = small_tekken()
+    values["config"]["pattern"] = "a+"
+    assert TekkenTokenizer(b"", values, "tekken.json").least_tokens("b" * 99) == 0
+    proto = ModelProto()
+    proto.trainer_spec.byte_fallback = True
+    proto.normalizer_spec.remove_extra_whitespaces = True
+    proto.pieces.add(piece="<unk>", score=0, type=2)
+    proto.pieces.add(piece="a", score=0, type=1)
+    for byte in range(256):
+        proto.pieces.add(piece=f"<0x{byte:02X}>", score=0, type=6)
+    assert SentencePieceTokenizer(proto.SerializeToString()).least_tokens("  " * 9) == 0
+
+
+# Rows of the embedding.
+
+
+def test_rows_and_tokens() -> None:
+    values = {
+        "added_tokens": [
+            {"id": 2, "content": "<|end|>", "special": True},
+            {"id": 3, "content": "<pad>", "special": True},
+        ],
+        "decoder": {"type": "ByteFallback"},
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []},
+    }
+    tokenizer = HuggingFaceTokenizer(values, TokenizerConfig(eos="<|end|>", chat_template="x"))
+    for rows in (3, 4, 5, 1024):
+        check_vocabulary(tokenizer, rows)
+    for rows in (1, 2, 9000):
+        with pytest.raises(CheckpointError, match=f"4 tokens, .* {rows} rows"):
+            check_vocabulary(tokenizer, rows)
+    tokenizer = HuggingFaceTokenizer(values, TokenizerConfig(chat_template="{{ 'a<pad>' }}"))
+    with pytest.raises(CheckpointError, match="3 rows, none of them for <pad>"):
+        check_vocabulary(tokenizer, 3)
+
+
+# Damaged files.
+
+
+def changed(values: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    copy = json.loads(json.dumps(values))
+    part = copy
+    *outer, last = path.split(".")
+    for name in outer:
+        part = part[int(name) if isinstance(part, list) else name]
+    part[int(last) if isinstance(part, list) else last] = value  # type: ignore[index]
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("special_tokens.0.rank", 20, r"special_tokens\[0\], is damaged: rank"),
+        ("special_tokens.0.rank", "0", "rank is not a whole number from 0 to 4"),
+        ("special_tokens.0.rank", True, "rank is not a whole number"),
+        ("special_tokens.0.token_str", ["x"], "token_str is not a text"),
+        ("special_tokens.0.token_str", "</s>", "one name"),
+        ("special_tokens.0.token_str", "\ud800x", "token_str is not a text"),
+        ("special_tokens", {}, "special_tokens is not a list"),
+        ("special_tokens", [3], r"special_tokens\[0\] is not an object"),
+        ("config.default_num_special_tokens", 3, "rank is not a whole number from 0 to 2"),
+        ("config.default_num_special_tokens", 10**8, "from 0 to 4096"),
+        ("config.default_vocab_size", 10**9, "lists 256 tokens"),
+        ("config.default_vocab_size", 262.0, "default_vocab_size is not a whole number"),
+        ("config.pattern", "(", "cannot be used"),
+        ("config.version", 3, "version is not a text"),
+        ("vocab.104.token_bytes", "enpo", "the byte 0x68 has no token"),
+        ("vocab.104.token_bytes", "", "ranks are missing"),
+        ("vocab.104.token_bytes", "!", "token_bytes is not base64"),
+        ("vocab.104.rank", 105, "ranks are missing"),
+        ("vocab.104", [], r"vocab\[104\] is not an object"),
+    ],
+)
+def test_a_damaged_tekken_names_its_field(path: str, value: Any, said: str) -> None:
+    values = changed(small_tekken(), path, value)
+    with pytest.raises(CheckpointError, match=said) as caught:
+        TekkenTokenizer(b"", values, "tekken.json")
+    assert str(caught.value).startswith("tekken.json")
+
+
+TINY: dict[str, Any] = {
+    "added_tokens": [{"id": 2, "content": "<|end|>", "special": True}],
+    "normalizer": {"type": "Prepend", "prepend": "▁"},
+    "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"},
+    "decoder": {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+    "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []},
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("added_tokens.0.id", "0", r"added_tokens\[0\], is damaged: id is not a whole number"),
+        ("added_tokens.0.id", [0], "id is not a whole number"),
+        ("added_tokens.0.id", 1 << 40, "id is not a whole number"),
+        ("added_tokens.0.content", "<|\ud800|>", "content is not a text"),
+        ("added_tokens.0.content", "x", "one character"),
+        ("added_tokens.0.special", "yes", "special is not true or false"),
+        ("added_tokens.0.rstrip", 1, "rstrip is not true or false"),
+        ("added_tokens", {"a": 1}, "added_tokens is not a list"),
+        ("model.vocab", {"a": -1}, "vocab is not an object of pieces and ids"),
+        ("model.vocab", {"\udcff": 1}, "vocab is not an object of pieces and ids"),
+        ("model.vocab", {"a": 0, "b": 0}, "'a' and 'b' have one id"),
+        ("model.merges", [["a", "b", "c"]], r"merges\[0\] is not two pieces"),
+        ("model.merges", [5], r"merges\[0\] is not two pieces"),
+        ("model.fuse_unk", [], "fuse_unk is not true or false"),
+        ("model.unk_token", 7, "unk_token is not a text"),
+        ("normalizer", 3, "normalizer is not an object"),
+        ("normalizer.type", None, "type is not a text"),
+        ("normalizer", {"type": "Sequence", "normalizers": 3}, "normalizers is not a list"),
+        ("pre_tokenizer.prepend_scheme", "now", "unknown variant `now`"),
+        ("decoder.pattern", {"Regex": "a"}, "regular expression"),
+        ("decoder.content", 5, "content is not a text"),
+    ],
+)
+def test_a_damaged_tokenizer_json_names_its_field(path: str, value: Any, said: str) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        HuggingFaceTokenizer(changed(TINY, path, value), TokenizerConfig())
+
+
+@pytest.mark.parametrize("step", ["Replace", "ByteLevel"])
+def test_a_text_that_would_grow_without_end_is_refused(step: str) -> None:
+    replace = {"type": "Replace", "pattern": {"String": "a"}, "content": "aaaa"}
+    values: dict[str, Any] = dict(TINY)
+    if step == "Replace":
+        values["normalizer"] = {"type": "Sequence", "normalizers": [replace] * 40}
+    else:
+        values["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [BYTE_LEVEL] * 40}
+    with pytest.raises(CheckpointError, match="longer and longer"):
+        HuggingFaceTokenizer(values, TokenizerConfig())
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"added_tokens_decoder": {"9" * 5000: {"content": "<x>"}}}, "'9{20}' is not an id"),
+        ({"added_tokens_decoder": {"9": 5}}, "9 is not a text"),
+        ({"added_tokens_decoder": {"9": {"content": ["x"]}}}, "content is not a text"),
+        ({"added_tokens_decoder": {"9": {"content": "xy", "special": "no"}}}, "special is not"),
+        ({"added_tokens_decoder": []}, "added_tokens_decoder is not an object"),
+        ({"eos_token": 5}, "eos_token is not a text"),
+        ({"bos_token": {"content": "\ud800"}}, "content is not a text"),
+        ({"add_bos_token": "true"}, "add_bos_token is not true or false"),
+        ({"additional_special_tokens": "<x>"}, "additional_special_tokens is not a list"),
+        ({"additional_special_tokens": [7]}, "0 is not a text"),
+        ({"added_tokens_decoder": {"0": {"content": "<x>", "special": True}}},
+         "disagree about the token 0: it is 'a' and '<x>'"),
+    ],
+)  # fmt: skip
+def test_a_damaged_configuration_names_its_field(
+    config: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps(TINY))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(QuantError, match=said):
+        load_tokenizer(tmp_path)
+
+
+def test_a_small_file_takes_little_memory() -> None:
+    values = changed(small_tekken(), "config.default_num_special_tokens", 4096)
+    values["config"]["default_vocab_size"] = 4096 + 256
+    tracemalloc.start()
+    try:
+        assert TekkenTokenizer(b"", values, "tekken.json").vocab_size == 4352
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+# Which of a folder's files counts.
+
+
+def test_a_vocabulary_without_the_template_s_marks_does_not_count(tmp_path: Path) -> None:
+    metadata = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", "a", "b"],
+        "tokenizer.ggml.scores": [0.0] * 5,
+        "tokenizer.ggml.token_type": [2, 3, 3, 1, 1],
+    }
+    tokenizer_from_gguf(metadata).save(tmp_path)
+    config = {"eos_token": "<|end|>", "chat_template": "{{ 'a<|end|>' }}"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"writes <\|end\|>, which .*tokenizer.model does"):
+        load_tokenizer(tmp_path)
+    values = changed(TINY, "added_tokens.0.id", 5)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    assert load_tokenizer(tmp_path).control_id("<|end|>") == 5
+    (tmp_path / "tekken.json").write_text(json.dumps(small_tekken()))
+    assert load_tokenizer(tmp_path).kind == "BPE with byte fallback"
+
+
+def test_mistral_s_own_vocabulary_counts_where_it_has_the_same_tokens(tmp_path: Path) -> None:
+    tekken = small_tekken([b"ab"])
+    letters = sorted(byte_alphabet(), key=byte_alphabet().__getitem__)
+    specials = [each["token_str"] for each in tekken["special_tokens"]]
+    values = {
+        "added_tokens": [
+            {"id": token, "content": piece, "special": True} for token, piece in enumerate(specials)
+        ],
+        "pre_tokenizer": {**BYTE_LEVEL, "use_regex": True},
+        "decoder": BYTE_LEVEL,
+        "model": {
+            "type": "BPE",
+            "vocab": {piece: token for token, piece in enumerate([*specials, *letters, "ab"])},
+            "merges": ["a b"],
+        },
+    }
+    config = {"eos_token": "</s>", "chat_template": "[INST]"}
+    (tmp_path / "tekken.json").write_text(json.dumps(tekken))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert load_tokenizer(tmp_path).kind == "Tekken"
+    (tmp_path / "tekken.json").write_text(json.dumps(small_tekken([b"ba"])))
+    assert load_tokenizer(tmp_path).kind == "byte-level BPE"
+    config["chat_template"] = "[/INST]"
+    tekken["special_tokens"][4]["token_str"] = "[END]"
+    (tmp_path / "tekken.json").write_text(json.dumps(tekken))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert load_tokenizer(tmp_path).kind == "byte-level BPE"
+    (tmp_path / "tokenizer_config.json").unlink()
+    assert load_tokenizer(tmp_path).kind == "Tekken"
+
+
+def test_a_reserved_piece_has_the_name_that_the_configuration_gives_it(tmp_path: Path) -> None:
+    metadata = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", "a", "[control_1]", "b"],
+        "tokenizer.ggml.scores": [0.0] * 6,
+        "tokenizer.ggml.token_type": [2, 3, 3, 1, 3, 1],
+    }
+    tokenizer_from_gguf(metadata).save(tmp_path)
+    decoder = {"4": {"content": "<|end|>", "special": True}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.control_id("<|end|>"), tokenizer.control_id("[control_1]")) == (4, None)
+    assert tokenizer.show([4]) == "<|end|>"

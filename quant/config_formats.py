@@ -64,8 +64,9 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]
             )
     start = f"{architecture}."
     told = {key.removeprefix(start): metadata[key] for key in metadata if key.startswith(start)}
-    own_scale = head_dim**-0.5 if head_dim > 0 else 0.0
-    _refuse_other_mathematics(told, {"attention.scale": own_scale, "attention.causal": True})
+    # Of heads without dimensions ModelConfig tells.
+    scale = head_dim**-0.5 if head_dim > 0 else 0.0
+    _refuse_other_mathematics(told, {"attention.scale": scale, "attention.causal": True})
     begin, *ends = (
         _ids(metadata.get(f"tokenizer.ggml.{name}_token_id"))
         for name in ("bos", "eos", "eot", "eom")

@@ -372,21 +372,23 @@ def test_what_changes_the_mathematics_of_a_gguf(
             from_gguf(metadata, shapes)
 
 
-@pytest.mark.parametrize("length", [0, -16])
-def test_heads_of_no_size(length: int) -> None:
-    metadata = {"general.architecture": "llama", **GGUF_METADATA}
-    with pytest.raises(ConfigError, match="head_dim"):
-        from_gguf(
-            {**metadata, "llama.attention.key_length": length}, {"token_embd.weight": (96, 64)}
-        )
+@pytest.mark.parametrize("length", [0, -16, 0.0, -1.5, float("nan"), float("inf"), 24])
+def test_heads_of_a_gguf_that_cannot_be(length: float) -> None:
+    told = {"general.architecture": "llama", **GGUF_METADATA, "llama.attention.key_length": length}
+    for more in ({}, {"llama.attention.scale": 0.25}):
+        with pytest.raises((ConfigError, UnsupportedError)):
+            from_gguf({**told, **more}, {"token_embd.weight": (96, 64)})
 
 
-def test_a_shard_whose_name_no_file_can_have(tmp_path: Path) -> None:
-    write_huggingface(tmp_path, TINY, shards=2)
-    index = {"weight_map": {"model.norm.weight": "x" * 300}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match="is missing"):
-        open_checkpoint(tmp_path)
+@pytest.mark.parametrize("file", ["x" * 300, "\x00", "\ud800", "", ".", "..", "é" * 200])
+def test_an_index_of_shards_that_names_no_file(tmp_path: Path, file: str) -> None:
+    write_huggingface(tmp_path / "hf", TINY, shards=2)
+    path = tmp_path / "hf" / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"][next(iter(index["weight_map"]))] = file
+    path.write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"is missing in|outside the folder"):
+        open_checkpoint(tmp_path / "hf")
 
 
 GGUF_METADATA = {

@@ -11,8 +11,6 @@ import os
 import sys
 import tempfile
 
-from quant.errors import QuantError
-
 from .runner import prepared, run, run_one
 from .target import Target
 from .targets import ENGINE, NAMES, find
@@ -56,7 +54,7 @@ def main() -> int:
 def _run_alone(target: Target, seed: int, number: int) -> int:
     try:
         run_one(target, seed, number)
-    except (QuantError, *target.system_errors) as error:
+    except target.refusals() as error:
         print(f"{target.name} {number} was refused: {type(error).__name__}: {error}")
         return 0
     print(f"{target.name} {number} passed")

@@ -233,6 +233,6 @@ def changed_header(random: Random, header: dict[str, Any]) -> dict[str, Any]:
         elif kind == 9:
             header[name], header[other] = header[other], header[name]
         else:
-            told = ({}, {"format": 1}, None, [], {"a": "b"}, {"format": "pt"})
+            told: tuple[Any, ...] = ({}, {"format": 1}, None, [], {"a": "b"}, {"format": "pt"})
             header["__metadata__"] = random.choice(told)
     return header

@@ -12,6 +12,7 @@ import faulthandler
 import json
 import mmap
 import os
+import re
 import resource
 import select
 import shutil
@@ -28,8 +29,6 @@ from random import Random
 from types import FrameType, TracebackType
 from typing import Any
 
-from quant.errors import QuantError
-
 from .target import Target, require
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,6 +43,8 @@ LONGEST_WAIT = 40.0
 
 _CLOCK = struct.Struct("<qd")
 _UNREAD = 1 << 16
+_CRASHED = re.compile(r'  File "(?P<path>.+)", line (?P<number>\d+) in ')
+"""How faulthandler writes a line of a process that died, the innermost first."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ def _carry_out(target: Target, seed: int, number: int, scratch: Path) -> Fault |
             outcome = "passed"
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
-    except (QuantError, *target.system_errors):
+    except target.refusals():
         outcome = "refused"
     except _HangError as error:
         outcome = Fault(number, "hang", place_of(error.__traceback__))
@@ -277,11 +278,10 @@ def _output_of(target: Target) -> Path:
 def _crash(target: Target) -> tuple[str, str]:
     """Place and text of what a child that died has left: Python's own account of it."""
     lines = _output_of(target).read_text(encoding="utf-8", errors="replace").splitlines()
-    frames = [line.split('"')[1::2] + [line] for line in lines[-200:] if line.startswith("  File")]
-    for path, line in frames:
-        if Path(path).is_relative_to(ROOT) and Path(path).relative_to(ROOT).parts[0] in PRODUCT:
-            number = line.partition("line ")[2].partition(" ")[0]
-            return f"{Path(path).relative_to(ROOT)}:{number}", ""
+    for frame in filter(None, map(_CRASHED.match, lines[-200:])):
+        path = Path(frame["path"])
+        if path.is_relative_to(ROOT) and path.relative_to(ROOT).parts[0] in PRODUCT:
+            return f"{path.relative_to(ROOT)}:{frame['number']}", ""
     return "", " ".join(lines[-3:])[:200]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from random import Random
 
 import quant
+from quant.errors import QuantError
 
 
 class WrongResultError(AssertionError):
@@ -43,10 +44,14 @@ class Target(ABC):
             quant.compile_kernels(kind)
         self.make()
 
-    def make(self) -> None:
+    def refusals(self) -> tuple[type[Exception], ...]:
+        """The errors that refuse an input."""
+        return (QuantError, *self.system_errors)
+
+    def make(self) -> None:  # noqa: B027 - some change no files
         """Make the files that cases change."""
 
-    def start(self) -> None:
+    def start(self) -> None:  # noqa: B027 - most have nothing that is theirs alone
         """Make what belongs to one process alone."""
 
     @abstractmethod

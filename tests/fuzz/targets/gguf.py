@@ -111,18 +111,20 @@ def _packed(code: str, value: Any) -> bytes:
         except (OverflowError, struct.error):
             return b"\xff" * size
     whole = value if isinstance(value, int) else 2**63
-    return (whole % 2 ** (8 * size)).to_bytes(size, "little")
+    return (whole % (1 << 8 * size)).to_bytes(size, "little")
 
 
 def _written(kind: int, value: Any) -> bytes:
     if kind == STRING:
-        text = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
+        text: bytes = (
+            value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
+        )
         return struct.pack("<Q", len(text)) + text
     if kind == ARRAY:
         inner, entries = value if isinstance(value, tuple) else (4, [value])
         head = _packed("I", inner) + _packed("Q", len(entries))
         return head + b"".join(_written(inner, entry) for entry in entries)
-    return _packed(CODES[kind], value) if kind in CODES else bytes(4)
+    return bytes(4) if kind not in CODES else _packed(CODES[kind], value)
 
 
 def _odd(random: Random, kind: int) -> Any:
@@ -224,8 +226,10 @@ class GGUF(Target):
     def make(self) -> None:
         kinds = gguf.GGMLQuantizationType
         made = [write_chat_gguf(self.folder / "chat.gguf"), write_pieces_gguf(self.folder / "sp")]
-        for kind in (kinds.Q4_0, kinds.Q8_0, kinds.F16):
-            made.append(write_chat_gguf(self.folder / f"{kind.name}.gguf", kind))
+        made += [
+            write_chat_gguf(self.folder / f"{kind.name}.gguf", kind)
+            for kind in (kinds.Q4_0, kinds.Q8_0, kinds.F16)
+        ]
         self.raw = [path.read_bytes() for path in made]
         self.layouts = [Layout.of(data) for data in self.raw]
 

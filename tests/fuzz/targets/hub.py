@@ -28,12 +28,13 @@ ADDRESSES = (
 LARGE = 2000
 """Bytes from which on a file is said to be kept by LFS."""
 COMMITS: tuple[Any, ...] = (
-    "..", "../../out", "/tmp/out", "", "a/b", "main", COMMIT[:7], "C" * 40, "\x00", 5, None, "x" * 300
+    "..", "../../out", "../../../../../out", "/OUTSIDE/out", "", "a/b", "main", COMMIT[:7],
+    "C" * 40, "\x00", 5, None, "x" * 300,
 )  # fmt: skip
 FILES = (
-    "../out.json", "../../out/model.safetensors", "/tmp/out", "..", ".", "", "config.json/x",
-    "x" * 300, "\x00", "\ud800", "folder/config.json", "CONFIG.JSON", "model-1-of-1.safetensors",
-    "a\\b", "tokenizer.model.v9", "origin.json", "config.json",
+    "../out.json", "../../../../../../out/model.safetensors", "/OUTSIDE/out.json", "..", ".", "",
+    "config.json/x", "x" * 300, "\x00", "\ud800", "folder/config.json", "CONFIG.JSON",
+    "model-1-of-1.safetensors", "a\\b", "tokenizer.model.v9", "origin.json", "config.json",
 )  # fmt: skip
 STATUSES = (200, 204, 206, 301, 302, 400, 401, 403, 404, 416, 418, 429, 500, 503)
 HEADERS = {
@@ -113,7 +114,7 @@ class Hub(Target):
     def case(self, random: Random, scratch: Path) -> None:
         home = scratch / "a" / "b" / "home"
         paths = paths_in(home)
-        transport = self.http.MockTransport(self._answers(random))
+        transport = self.http.MockTransport(self._answers(random, scratch))
 
         def client() -> Any:
             return self.http.Client(transport=transport, follow_redirects=True)
@@ -129,17 +130,17 @@ class Hub(Target):
             require(place.is_relative_to(paths.models.resolve()), f"it lies at {place}")
         finally:
             huggingface_hub.close_session()
-            outside = [
-                path for path in scratch.rglob("*") if path.is_file() and home not in path.parents
-            ]
+            files = [path for path in scratch.rglob("*") if path.is_file()]
+            allowed = (paths.models, paths.data / "pulls")
+            outside = [file for file in files if not any(map(file.is_relative_to, allowed))]
             require(not outside, f"{outside[:1]} was written")
 
-    def _answers(self, random: Random) -> Callable[[Any], Any]:
+    def _answers(self, random: Random, outside: Path) -> Callable[[Any], Any]:
         """What answers requests; of all but the first kind it may get something wrong."""
         told: Any = listing(self.files)
         if random.random() < 0.7:
             told = changed_listing(random, told)
-        record = to_json(told, random)
+        record = to_json(told, random).replace(b"/OUTSIDE", str(outside).encode())
         faulty = random.random() < 0.5
 
         def answer(request: Any) -> Any:

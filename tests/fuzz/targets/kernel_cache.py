@@ -56,6 +56,7 @@ class KernelCache(Target):
     """A kernel with damaged files, and the files alone with other contents."""
 
     name = "kernel_cache"
+    short = 60
 
     def start(self) -> None:
         whole = self.folder / "whole"

@@ -23,13 +23,19 @@ MISTRAL = (
 WHOLE = (CHAT_TEMPLATE, ZEPHYR, MISTRAL)
 
 ATOMS = (
-    "messages", "messages[0]", "messages[-1].content", "message", "message.role", "loop.index",
-    "loop.first", "loop", "bos_token", "eos_token", "tools", "nothing", "ns.x", "'a'", "'\\n'",
-    "''", "0", "1", "-1", "2.5", "1000000000", "[]", "[1, [2]]", "{}", "{'a': 1}", "(1, 2)", "true",
-    "none", "range(3)", "range(10 ** 9)", "dict(a=1)", "namespace()", "cycler", "joiner", "self",
-    "strftime_now('%Y')", "strftime_now('%' * 99)", "messages.__class__", "''.__class__.__mro__",
-    "'<|im_end|>'", "add_generation_prompt", "lipsum()",
+    "messages", "messages[0]", "messages[-1].content", "message.content", "message.role",
+    "message", "messages|length", "loop.index", "bos_token", "eos_token", "tools", "nothing",
+    "ns.x", "'a'", "'\\n'", "''", "0", "1", "-1", "2.5", "1000000000", "[]", "[1, [2]]", "{}",
+    "{'a': 1}", "(1, 2)", "true", "none", "range(3)", "range(10 ** 9)", "dict(a=1)", "namespace()",
+    "strftime_now('%Y')", "strftime_now('%' * 99)", "'<|im_end|>'", "add_generation_prompt",
 )  # fmt: skip
+FOREIGN = (
+    "{{ cycler }}", "{{ joiner() }}", "{{ self }}", "{{ lipsum() }}", "{{ messages.__class__ }}",
+    "{{ ''.__class__.__mro__ }}", "{% include 'x' %}", "{% generation %}a{% endgeneration %}",
+    "{# ", "{% break %}", "{{ x is nonsense }}", "{{ x|nonsense }}",
+    "{% raw %}{{ a }}{% endraw %}", "{{",
+)  # fmt: skip
+"""What is not allowed, not known, or not whole."""
 OPERATORS = (
     "+", "-", "*", "**", "/", "//", "%", "~", "==", "!=", "<", ">=", "and", "or", "in", "not in",
     "is", "if",
@@ -37,9 +43,9 @@ OPERATORS = (
 FILTERS = (
     "trim", "length", "upper", "title", "join(',')", "join(messages)", "list", "sort", "reverse",
     "first", "last", "int", "float", "abs", "string", "tojson", "tojson(indent=4)", "safe", "e",
-    "default('x')", "replace('a', 'aa')", "replace('', 'xx')", "map(attribute='content')", "unique",
-    "selectattr('role', 'equalto', 'user')", "rejectattr('role')", "items", "dictsort", "count",
-    "max", "sum", "round", "indent(4)", "center(10 ** 9)", "wordwrap(0)", "batch(2)", "nonsense",
+    "default('x')", "replace('a', 'aa')", "replace('', 'xx')", "map(attribute='content')",
+    "unique", "selectattr('role', 'equalto', 'user')", "rejectattr('role')", "items", "dictsort",
+    "count", "max", "sum", "round", "indent(4)", "center(10 ** 9)", "wordwrap(0)", "batch(2)",
     "format(1)", "attr('x')", "pprint", "xmlattr", "random", "groupby('role')", "urlize",
 )  # fmt: skip
 CALLS = (
@@ -47,7 +53,7 @@ CALLS = (
     ".items()", ".get('x')", ".append(1)", ".startswith('a')", ".ljust(10 ** 9)", "[1:]", "[::-1]",
     "[0]", "['x']", ".x", "()", ".encode()", ".splitlines()", ".update({})", ".count('')", ".pop()",
 )  # fmt: skip
-TESTS = "defined string mapping iterable none sequence number even nonsense callable".split()
+TESTS = "defined string mapping iterable none sequence number even callable".split()
 ENDLESS = (
     "{% for a in range(10 ** 9) %}{% endfor %}",
     "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
@@ -77,46 +83,44 @@ ENDLESS = (
 
 def expression(random: Random, depth: int = 0) -> str:
     """An expression of Jinja, which may make sense."""
-    kind = random.randrange(9)
-    if kind < 3 or depth > 3:
+    kind = random.randrange(10)
+    if kind < 4 or depth > 3:
         return random.choice(ATOMS)
     inner = expression(random, depth + 1)
-    if kind == 3:
-        return f"({inner} {random.choice(OPERATORS)} {expression(random, depth + 1)})"
     if kind == 4:
-        return f"{inner}|{random.choice(FILTERS)}"
+        return f"({inner} {random.choice(OPERATORS)} {expression(random, depth + 1)})"
     if kind == 5:
-        return f"({inner}){random.choice(CALLS)}"
+        return f"{inner}|{random.choice(FILTERS)}"
     if kind == 6:
-        return f"({inner} is {random.choice(TESTS)})"
+        return f"({inner}){random.choice(CALLS)}"
     if kind == 7:
+        return f"({inner} is {random.choice(TESTS)})"
+    if kind == 8:
         return f"[{inner}, {expression(random, depth + 1)}]"
     return f"({inner} if {expression(random, depth + 1)} else {random.choice(ATOMS)})"
 
 
 def statement(random: Random, depth: int = 0) -> str:
     """A piece of a template, with more of them inside."""
-    kind = random.randrange(12)
+    if random.random() < 0.03:
+        return random.choice(FOREIGN)
+    kind = random.randrange(11)
     if kind < 3 or depth > 3:
-        return "{{ " + expression(random) + " }}"
+        return "{{ " + expression(random, depth) + " }}"
     inside = "".join(statement(random, depth + 1) for _ in range(random.randrange(1, 3)))
-    value = expression(random)
+    value = expression(random, depth)
     if kind < 6:
         over = random.choice(("messages", "messages", value))
-        return "{% for message in " + over + " %}" + inside + "{% endfor %}"
+        leave = random.choice(("", "", "{%- if loop.last %}{% break %}{% endif -%}"))
+        return "{% for message in " + over + " %}" + leave + inside + "{% endfor %}"
     if kind < 8:
         return "{% if " + value + " %}" + inside + "{% else %}b{% endif %}"
     return random.choice(
         (
             "{% set x = " + value + " %}" + inside,
-            "{% set ns = namespace(x=" + value + ") %}{% set ns.x = " + expression(random) + " %}",
+            "{% set ns = namespace(x=" + value + ") %}{% set ns.x = ns.x %}" + inside,
             "{% macro m(a) %}" + inside + "{% endmacro %}{{ m(" + value + ") }}",
-            "{%- if loop %}{% break %}{% endif -%}" + inside,
             "{% filter upper %}" + inside + "{% endfilter %}",
-            "{% raw %}" + inside + "{% endraw %}",
-            "{# " + inside,
-            "{% include 'x' %}" + inside,
-            "{% generation %}" + inside + "{% endgeneration %}",
             "<|im_start|>user\n" + inside + "<|im_end|>",
         )
     )
@@ -135,7 +139,8 @@ def odd_template(random: Random) -> str:
         cut = random.choice([0, *cuts])
         # A short one, as a rule, so that the whole still does something.
         return whole[:cut] + statement(random, random.choice((0, 2, 4))) + whole[cut:]
-    return "".join(statement(random) for _ in range(random.randrange(1, 5)))
+    begin = random.choice(("", "{% set ns = namespace(x='a') %}{% set message = messages[0] %}"))
+    return begin + "".join(statement(random, 1) for _ in range(random.randrange(1, 4))) + MISTRAL
 
 
 def odd_talk(random: Random) -> list[Message]:

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 from quant.jit import entry
-from quant.kernel_cache import CACHE_VARIABLE, CompiledFiles, cache_folder
+from quant.kernel_cache import CACHE_VARIABLE, CompiledFiles, kept_folder
 
 from ..mutation import changed_bytes, odd_value
 from ..target import Target, require
@@ -77,7 +77,7 @@ class KernelCache(Target):
     def _compute(self, folder: Path) -> None:
         """Call the kernel as a process does that has just begun."""
         os.environ[CACHE_VARIABLE] = str(folder)
-        cache_folder.cache_clear()
+        kept_folder.cache_clear()
         kernel: Callable[[Any], Any] = entry(_reversed)
         for number in ARGUMENTS:
             require(kernel(number) == 1 - number, f"the kernel gives {kernel(number)}")

@@ -227,6 +227,19 @@ def test_what_a_killed_process_left_is_swept_after_a_day(tiny: Any, paths: Paths
     assert [path.name for path in downloads.iterdir()] == ["new"]
 
 
+def test_a_download_works_in_no_folder_of_another_s(
+    tiny: Any, paths: Paths, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    (tmp_path / "elsewhere" / "old").mkdir(parents=True)
+    os.utime(tmp_path / "elsewhere" / "old", (0, 0))
+    paths.data.mkdir(parents=True)
+    (paths.data / "downloads").symlink_to(tmp_path / "elsewhere")
+    result = command("--model", "tiny", "--quiet", "hello")
+    assert (result.code, result.stderr.count("\n")) == (1, 1)
+    assert "not a folder of your own" in result.stderr
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["old"]
+
+
 def test_a_home_that_cannot_be_written_is_one_sentence(
     tiny: Any, home: Path, command: Callable[..., Any]
 ) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+import quant
 from mistral_chat.sessions import (
     SessionFile,
     find_session,
@@ -26,9 +27,11 @@ from mistral_chat.sessions import (
     sweep,
 )
 from quant.errors import CacheError
+from quant.files import put_back
 from quant.model import Model, Session
+from quant.qtensor import QuantSpec
 
-from ..engine.models import TINY, random_model
+from ..engine.models import TINY, random_model, write_gguf
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
 
@@ -230,6 +233,36 @@ def test_renaming_and_removing_leave_all_or_nothing(
     kill_at_random(work, check, MOMENTS, 3)
     with pytest.raises(Exception, match="There is no session"):
         find_session(folder, "talk-0")
+
+
+def test_a_model_is_whole_while_another_takes_its_place(tmp_path: Path) -> None:
+    """Quantizing, resumed where it was killed, and replacing: the old model or the new one."""
+    source, target = tmp_path / "m.gguf", tmp_path / "native"
+    weights = target / "weights.safetensors"
+    write_gguf(source)
+    whole = set()
+
+    def make(bits: int) -> None:
+        quant.quantize(source, target, QuantSpec(bits, 32), force=True, resume=True)
+
+    for bits in (4, 8):
+        make(bits)
+        whole.add(weights.read_bytes())
+
+    def work() -> None:
+        for bits in (4, 8):
+            make(bits)
+
+    def check() -> None:
+        put_back(target)
+        assert weights.read_bytes() in whole
+        quant.load(target)
+
+    killed = kill_at_random(work, check, MOMENTS, 5)
+    assert killed > MOMENTS // 4
+    make(8)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "native"]
+    assert sorted(path.name for path in target.iterdir()) == ["config.json", "weights.safetensors"]
 
 
 def test_the_check_sees_what_is_half_done(tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import Tokenizer as Library
 
 from mistral_chat.errors import UsageError
+from mistral_chat.templates.parts import Control, Part, Text, as_text, encode_parts
 from mistral_chat.tokenizers import (
     Detokenizer,
     Tokenizer,
@@ -128,6 +129,27 @@ def test_ids_of_a_tokenizer_json_are_the_library_s(
             assert ids == reference_ids(values, text)
         assert not set(tokenizer.controls.values()) & set(ids)
         assert tokenizer.least_tokens(text) <= len(ids)
+
+
+@settings(max_examples=300)
+@given(
+    values=descriptions(),
+    flags=st.tuples(st.booleans(), st.booleans()),
+    texts=st.lists(st.text(alphabet=" \n\u3000\x1cab日", max_size=8), min_size=1, max_size=4),
+)
+def test_white_space_beside_a_mark_is_swallowed_as_by_the_library(
+    values: dict[str, Any], flags: tuple[bool, bool], texts: list[str]
+) -> None:
+    # A text that runs into the mark would hide it from the library.
+    assume(all("<" not in each["content"] or each["special"] for each in values["added_tokens"]))
+    values["added_tokens"][-1] |= dict(zip(FLAGS, (False, *flags, False), strict=True))
+    tokenizer = HuggingFaceTokenizer(values, TokenizerConfig())
+    parts: list[Part] = [Text(texts[0], None)]
+    for text in texts[1:]:
+        parts += [Control("<|end|>"), Text(text, None)]
+    segments = encode_parts(tokenizer, parts)
+    ids = [token for segment in segments for token in segment.ids]
+    assert ids == reference_ids(values, as_text(parts))
 
 
 def llama_ids(metadata: dict[str, Any], text: str) -> list[int]:

@@ -7,15 +7,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from mistral_chat.download import Progress
 from mistral_chat.models import locate
+from mistral_chat.screen import Screen
 from mistral_chat.settings import Paths, Settings
 from quant import Model, QuantSpec, load
 from quant.bench import Result, dot_products, measure, random_model, read_bandwidth
-from quant.checkpoints import DEFAULT_SPEC
+from quant.checkpoints import DEFAULT_SPEC, fitting_spec, open_checkpoint
 from quant.devices import chosen, copy_bandwidth, describe
 
 
@@ -51,7 +51,7 @@ class Report:
         """One JSON object; ``results`` is a list of objects."""
         return json.dumps(asdict(self))
 
-    def print(self, console: Console) -> None:
+    def print(self, console: Screen) -> None:
         """A table of the measurements, and a line about the machine."""
         table = Table("test", "precision", "tokens/s", "GB/s of weights", "of the bandwidth")
         for result in self.results:
@@ -124,6 +124,7 @@ def run_benchmark(plan: Plan, settings: Settings, paths: Paths, progress: Progre
 
 def _model(plan: Plan, settings: Settings, paths: Paths, progress: Progress) -> tuple[Model, str]:
     if plan.geometry is None:
-        return load(locate(settings.model, paths, progress), DEFAULT_SPEC), settings.model
+        path = locate(settings.model, paths, progress)
+        return load(path, fitting_spec(open_checkpoint(path).config)), settings.model
     spec = QuantSpec(plan.bits, plan.group_size, plan.symmetric)
     return random_model(plan.geometry, plan.layers, spec), f"random {plan.geometry}"

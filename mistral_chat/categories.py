@@ -17,10 +17,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from mistral_chat.errors import UsageError
+from mistral_chat.files import expanded, is_missing, read_text
 from mistral_chat.guardrail import ACCEPTABLE, DEFAULT_THRESHOLD, Action, Category, Taxonomy
 from mistral_chat.settings import brief, nearest, parse_toml
 
@@ -43,19 +43,14 @@ def taxonomy_text(source: str) -> str:
     if source in PRESETS:
         data = resources.files("mistral_chat") / "data" / "categories" / f"{source}.toml"
         return data.read_text(encoding="utf-8")
-    path = Path(source).expanduser()
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{source} is not UTF-8 text; save it as UTF-8.") from error
-    except (FileNotFoundError, ValueError) as error:
+    path = expanded(source)
+    if is_missing(path):
         hint = nearest(source, dict.fromkeys(PRESETS))
         raise UsageError(
             f"There are no categories {source!r}{hint} Presets are {', '.join(PRESETS)}; the path "
             "of a TOML file works, too."
-        ) from error
-    except OSError as error:
-        raise UsageError(f"{source} cannot be read: {error.strerror}.") from error
+        )
+    return read_text(path)
 
 
 def parse_taxonomy(text: str, source: str) -> Taxonomy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,17 +18,19 @@ from mistral_chat.engine import (
     Usage,
     sampling_of,
 )
-from mistral_chat.errors import UsageError
+from mistral_chat.errors import NotKeptError, TextTooLongError, UsageError, sentence
 from mistral_chat.guardrail import MODERATING, OFF, STRICT, system_prompt
+from mistral_chat.inputs import least_tokens
 from mistral_chat.judging import Judged, Moderators
 from mistral_chat.messages import Message, Role
 from mistral_chat.models import caution
 from mistral_chat.moderation import Loaded, Moderator, Scorer
-from mistral_chat.sessions import SessionFile, Talk, Turn, now, prune_caches
+from mistral_chat.sessions import SessionFile, now, prune_caches
 from mistral_chat.settings import Settings
+from mistral_chat.talks import Talk, Turn
 from mistral_chat.templates import ChatTemplate
 from mistral_chat.tokenizers import Tokenizer
-from quant.errors import CacheError, ContextFullError
+from quant.errors import CacheError, ContextFullError, QuantError
 
 SUMMARY_REQUEST = "Sum up our conversation so far in a few sentences, with all facts that matter."
 
@@ -44,6 +47,7 @@ class Engine(Protocol):
     template: ChatTemplate
     tokenizer: Tokenizer
     recommended: Mapping[str, object]
+    complaints: Sequence[str]
 
     def reply(
         self,
@@ -108,6 +112,7 @@ class Chat:
 
     def __post_init__(self) -> None:
         self.settings = self.settings.with_recommended(self.engine.recommended, self.engine.name)
+        self.notice = " ".join(filter(None, (self.notice, *self.engine.complaints))) or None
         if self.store is not None:
             self.talk = self.store.talk
 
@@ -120,6 +125,13 @@ class Chat:
     def system(self) -> str | None:
         """The person's system prompt: the talk's own, else that of the settings."""
         return self.talk.system if self.talk.system is not None else self.settings.system
+
+    def check_length(self, text: str) -> None:
+        """Raise TextTooLongError for a text that cannot fit, before its tokens are made."""
+        context = self.engine.session.max_context
+        needed = least_tokens(self.engine.tokenizer, text)
+        if needed > context:
+            raise TextTooLongError(needed, context)
 
     def messages(self, question: str | None = None, again: bool = False) -> list[Message]:
         """What the model is told: the system prompt, the turns that are left, the question.
@@ -154,8 +166,10 @@ class Chat:
 
         With ``again`` the turn takes the place of the last one. Where the talk no longer fits, what
         ``on_full`` says is done first, and ``tell`` gets a sentence for each turn that goes. Raises
-        ContextFullError for what does not fit all the same.
+        ContextFullError for what does not fit all the same, and NotKeptError, after the last event,
+        where the turn cannot be written to the session; the talk is then as it was before.
         """
+        self.check_length((self.system or "") + question)
         self.last, self.verdicts = None, []
         if not (yield from self._question_passes(question, cancel, progress)):
             return
@@ -163,15 +177,12 @@ class Chat:
         messages = self._messages(evicted, summary, question, again)
         kept = yield from self._reply(messages, question, "", cancel, progress)
         if kept and self.last is not None:
-            if again:
-                self._record("undo")
+            events: list[Mapping[str, object]] = [{"event": "undo"}] if again else []
             # Only now: a question that was broken off must not cost a turn.
             if (evicted, summary) != (self.talk.evicted, self.talk.summary):
-                self._record("evict", turns=evicted, summary=summary)
-            self._record(
-                "turn", user=question, assistant=self.last.text,
-                finish_reason=self.last.finish_reason, time=now(),
-            )  # fmt: skip
+                events.append({"event": "evict", "turns": evicted, "summary": summary})
+            turn = Turn(question, self.last.text, self.last.finish_reason, now())
+            self._record_turn([*events, turn.event()])
 
     def go_on(
         self,
@@ -181,7 +192,8 @@ class Chat:
         """Let the model go on with its last answer, and keep both parts as one.
 
         Where the guardrail moderates, both parts are judged as one, too, and before them the
-        question, if nobody judged it yet. Raises UsageError where there is no answer.
+        question, if nobody judged it yet. Raises UsageError where there is no answer, and
+        NotKeptError as :meth:`ask` does.
         """
         if not self.turns:
             raise UsageError("There is no answer yet to go on with.")
@@ -193,18 +205,17 @@ class Chat:
             return
         kept = yield from self._reply(self.messages(), turn.user, turn.assistant, cancel, progress)
         if kept and self.last is not None:
-            self._record("undo")
-            self._record(
-                "turn", user=turn.user, assistant=turn.assistant + self.last.text,
-                finish_reason=self.last.finish_reason, time=now(),
-            )  # fmt: skip
+            text = turn.assistant + self.last.text
+            longer = Turn(turn.user, text, self.last.finish_reason, now())
+            self._record_turn([{"event": "undo"}, longer.event()])
 
     def moderator(self) -> Moderator:
         """Who judges with the present settings. Raises UsageError, and what loading raises."""
         moderator = self._moderators.choose(self.engine, self.settings, self.load_moderator)
         if moderator.name not in self._cautioned:
             self._cautioned.add(moderator.name)
-            self.notice = caution(moderator.name) or self.notice
+            told = filter(None, (self.notice, caution(moderator.name)))
+            self.notice = " ".join(told) or None
         return moderator
 
     def _question_passes(
@@ -307,15 +318,20 @@ class Chat:
             if count > context:
                 raise ContextFullError(count, context)
             return evicted, summary
-        left = count
-        while left + room > context and evicted < len(self.turns) - again:
-            summary = summary if self.settings.on_full == "summarize" else None
-            evicted += 1
-            left = self.engine.count_tokens(self._messages(evicted, summary, question, again))
+        last = len(self.turns) - again
+        if evicted >= last:
+            if count > context:
+                raise ContextFullError(count, context)
+            return evicted, summary
+        summary = summary if self.settings.on_full == "summarize" else None
+
+        def size(evicted: int) -> int:
+            return self.engine.count_tokens(self._messages(evicted, summary, question, again))
+
+        evicted = fewest(evicted + 1, last, lambda each: size(each) + room <= context)
+        left = size(evicted)
         if left > context:
             raise ContextFullError(left, context)
-        if evicted == self.talk.evicted:
-            return evicted, summary
         first = self.talk.evicted
         gone = self.turns[first:evicted]
         if self.settings.on_full == "summarize":
@@ -338,8 +354,12 @@ class Chat:
         messages += [each for turn in gone for each in turn.messages()]
         messages.append(Message(Role.USER, SUMMARY_REQUEST))
         context = self.engine.session.max_context
-        while len(messages) > 2 and self.engine.count_tokens(messages) + context // 8 > context:
-            del messages[:2]
+
+        def fits(pairs: int) -> bool:
+            return self.engine.count_tokens(messages[2 * pairs :]) + context // 8 <= context
+
+        if not fits(0):
+            del messages[: 2 * fewest(1, len(messages) // 2, fits)]
         for event in self.engine.reply(
             messages, quant.Sampling(temperature=0), context // 8, cancel
         ):
@@ -368,24 +388,27 @@ class Chat:
         """Set the talk's system prompt."""
         self._record("system", text=text)
 
-    def fork(self, store: SessionFile | None) -> None:
-        """Go on in another session that begins with all of this one."""
+    def fork(self, store: SessionFile) -> None:
+        """Go on in another session that begins with all of this one.
+
+        Raises OSError, with the talk where it was and the other session closed.
+        """
         old = self.talk
+        events: list[Mapping[str, object]] = []
+        if old.system is not None:
+            events.append({"event": "system", "text": old.system})
+        events += [turn.event() for turn in old.turns]
+        if old.evicted:
+            events.append({"event": "evict", "turns": old.evicted, "summary": old.summary})
+        try:
+            if events:
+                store.record_all(events)
+        except BaseException:
+            store.close()
+            raise
         if self.store is not None:
             self.store.close()
-        self.store = store
-        if store is None:
-            return
-        self.talk = store.talk
-        if old.system is not None:
-            self._record("system", text=old.system)
-        for turn in old.turns:
-            self._record(
-                "turn", user=turn.user, assistant=turn.assistant,
-                finish_reason=turn.finish_reason, time=turn.time,
-            )  # fmt: skip
-        if old.evicted:
-            self._record("evict", turns=old.evicted, summary=old.summary)
+        self.store, self.talk = store, store.talk
 
     def switch(self, store: SessionFile) -> None:
         """Go on with another session."""
@@ -402,6 +425,14 @@ class Chat:
         except CacheError:
             told = "What was kept of this session is of another model or damaged; it is read anew."
             self.notice = " ".join(filter(None, (self.notice, told)))
+
+    def keep_cache(self, warn: Callable[[str], None]) -> int:
+        """As :meth:`save_cache`, where a failure is a sentence for ``warn``: it costs no turn."""
+        try:
+            return self.save_cache()
+        except (OSError, QuantError) as error:
+            warn(f"What was read could not be kept: {sentence(error)}")
+            return 0
 
     def save_cache(self) -> int:
         """Keep what was read for the next start; its bytes, 0 where nothing is kept.
@@ -447,7 +478,33 @@ class Chat:
         return [*sizes, Part("free", max(0, context - sum(part.tokens for part in sizes)))]
 
     def _record(self, event: str, **values: object) -> None:
+        self._add({"event": event, **values})
+
+    def _record_turn(self, events: Sequence[Mapping[str, object]]) -> None:
+        """Record a turn, and what goes for it, in one line: a kill keeps all of it or nothing."""
+        try:
+            self._add(events[0] if len(events) == 1 else {"event": "together", "events": events})
+        except (OSError, UsageError) as error:
+            raise NotKeptError(error) from error
+
+    def _add(self, event: Mapping[str, object]) -> None:
         if self.store is not None:
-            self.store.record(event, **values)
+            self.store.record_all([event])
         else:
-            self.talk.apply({"event": event, **values})
+            self.talk.apply(event)
+
+
+def fewest(first: int, last: int, fits: Callable[[int], bool]) -> int:
+    """The smallest number from ``first`` to ``last`` that ``fits``; ``last`` where none does.
+
+    What fits once fits on. It is looked for from the last one back, in growing steps: with many
+    turns gone little is left to count, so this costs a few times what fits, however long the talk.
+
+    >>> fewest(1, 1000, lambda turns: turns >= 958)
+    958
+    """
+    step = 1
+    while last - step >= first and fits(last - step):
+        step *= 2
+    low = max(first, last - step)
+    return low + bisect_left(range(low, last), True, key=fits)

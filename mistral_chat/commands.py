@@ -9,14 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from mistral_chat.categories import PRESETS, load_taxonomy
 from mistral_chat.chat import Chat
 from mistral_chat.engine import sampling_of
 from mistral_chat.errors import UsageError
+from mistral_chat.files import expanded, read_text
 from mistral_chat.guardrail import GUARDRAIL_PROMPT, MODERATING, MODES, OFF, shown
-from mistral_chat.inputs import read_text
+from mistral_chat.inputs import most_bytes
 from mistral_chat.models import list_models
 from mistral_chat.render import context_bar, timing_line
 from mistral_chat.sessions import (
@@ -219,9 +219,14 @@ def _continue(room: Room, _argument: str) -> Outcome:
 def _fork(room: Room, argument: str) -> Outcome:
     name = checked_name(argument) if argument else new_name()
     path = room.paths.sessions / (name + SUFFIX)
+    taken = f"There is a session named {name!r} already; choose another name."
     if path.exists():
-        raise UsageError(f"There is a session named {name!r} already; choose another name.")
-    room.chat.fork(SessionFile.open(path))
+        raise UsageError(taken)
+    store = SessionFile.open(path)
+    if path.exists():  # begun and left meanwhile by another terminal
+        store.close()
+        raise UsageError(taken)
+    room.chat.fork(store)
     return Outcome(f"This talk goes on as {name}; the one before stays as it was.")
 
 
@@ -240,19 +245,22 @@ def _load(room: Room, argument: str) -> Outcome:
     if chat.store is not None and chat.store.path == path:
         return Outcome(f"{argument} is open already.")
     store = SessionFile.open(path)
-    chat.save_cache()
+    lines: list[str] = [] if store.notice is None else [store.notice]
+    chat.keep_cache(lines.append)
     chat.switch(store)
     chat.restore_cache()
-    lines = [f"{argument}, {len(chat.turns)} turns."]
+    lines.append(f"{argument}, {len(chat.turns)} turns.")
     if chat.turns:
         lines.append(f"The last question was: {' '.join(chat.turns[-1].user.split())[:200]}")
     return Outcome("\n".join(lines))
 
 
 def _sessions(room: Room, argument: str) -> Outcome:
-    entries = list_sessions(room.paths.sessions, argument)
+    damaged: list[str] = []
+    entries = list_sessions(room.paths.sessions, argument, damaged.append)
     if not entries:
-        return Outcome("No session mentions that." if argument else "No session was kept yet.")
+        none = "No session mentions that." if argument else "No session was kept yet."
+        return Outcome("\n".join([none, *damaged]))
     lines = [
         f"{entry.name}  {time.strftime('%Y-%m-%d %H:%M', time.localtime(entry.modified))}  "
         f"{entry.turns} turns  {entry.title}"
@@ -260,7 +268,7 @@ def _sessions(room: Room, argument: str) -> Outcome:
     ]
     if len(entries) > len(lines):
         lines.append(f"and {len(entries) - len(lines)} more: mistral-chat sessions")
-    return Outcome("\n".join(lines))
+    return Outcome("\n".join([*lines, *damaged]))
 
 
 def _session_words(room: Room, _text: str) -> Iterable[str]:
@@ -310,20 +318,19 @@ def _copy(room: Room, _argument: str) -> Outcome:
 
 
 def _file(room: Room, argument: str) -> Outcome:
-    path = Path(argument).expanduser()
-    text = read_text(path)
-    room.chat.attached.append(text)
+    chat = room.chat
+    path = expanded(argument)
+    text = read_text(path, *most_bytes(chat.engine.session.max_context))
+    chat.check_length(text)
+    chat.attached.append(text)
     return Outcome(f"{path.name} ({len(text)} characters) goes before your next message.")
 
 
 def _file_words(_room: Room, text: str) -> Iterable[str]:
-    path = Path(text).expanduser()
+    path = expanded(text)
     folder = path if text.endswith("/") else path.parent
     start = text[: len(text) - len("" if text.endswith("/") else path.name)]
-    try:
-        return [start + each.name + ("/" * each.is_dir()) for each in sorted(folder.iterdir())]
-    except OSError:
-        return ()
+    return [start + each.name + ("/" * each.is_dir()) for each in sorted(folder.iterdir())]
 
 
 def _bye(_room: Room, _argument: str) -> Outcome:
@@ -415,5 +422,8 @@ def completions(room: Room, line: str) -> list[str]:
         command = find(name)
     except UsageError:
         return []
-    words = command.completer(room, argument)
+    try:
+        words = list(command.completer(room, argument))
+    except (OSError, ValueError, UsageError):  # what is typed names nothing yet
+        return []
     return [f"/{name} {word}" for word in words if word.startswith(argument)]

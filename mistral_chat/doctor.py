@@ -13,16 +13,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from mistral_chat import __version__
 from mistral_chat.models import list_models
 from mistral_chat.planning import available_memory
+from mistral_chat.screen import Screen
 from mistral_chat.settings import Paths, Settings
+from mistral_chat.warmup import cannot_keep
 from quant.cpu import kernels_compiled
 from quant.devices import copy_bandwidth, describe, missing
-from quant.jit import cache_folder, instruction_set
+from quant.jit import instruction_set
+from quant.kernel_cache import cache_folder
 from quant.model import available_processors
 
 LIBRARIES = ("numba", "llvmlite", "numpy", "prompt-toolkit", "rich", "huggingface-hub")
@@ -54,7 +56,7 @@ class Report:
         """One JSON object in the names of the fields."""
         return json.dumps(asdict(self), ensure_ascii=False)
 
-    def print(self, console: Console) -> None:
+    def print(self, console: Screen) -> None:
         """A line for each fact, then the problems."""
         table = Table.grid(padding=(0, 2))
         compiled = [kind for kind, ready in self.kernels_compiled.items() if ready]
@@ -74,9 +76,9 @@ class Report:
             ("command", ", ".join(self.commands) or "not on the PATH"),
         ):
             table.add_row(name, value or "none")
-        console.print(table, markup=False)
+        console.print(table)
         for problem in self.problems:
-            console.print(problem, style="yellow", markup=False)
+            console.print(problem, style="yellow")
         if not self.problems:
             console.print("Nothing is amiss.", style="green")
 
@@ -91,7 +93,10 @@ def examine(settings: Settings, paths: Paths, environ: Mapping[str, str]) -> Rep
             f"installs one, too); {commands[0]} is the one that runs."
         )
     compiled = {kind: kernels_compiled(kind) for kind in ("f16", "int8")}
-    if not compiled[settings.kv]:
+    unkept = cannot_keep()
+    if unkept is not None:
+        problems.append(unkept)
+    elif not compiled[settings.kv]:
         problems.append("The kernels are not compiled yet; 'mistral-chat warmup' does it now.")
     gpu = _gpu(settings)
     if settings.device == "cuda" and missing() is not None:
@@ -132,7 +137,7 @@ def commands_on_path(path: str) -> list[str]:
 
 
 def _terminal(environ: Mapping[str, str]) -> dict[str, Any]:
-    console = Console()
+    console = Screen()
     return {
         "TERM": environ.get("TERM", "(not set)"),
         "size": f"{console.width} x {console.height}",

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO
 
 from mistral_chat.errors import DownloadError, IntegrityError, ModelMissingError
+from mistral_chat.private import own_folder
 from mistral_chat.settings import HOME_VARIABLE
 from quant.errors import StorageError
 
@@ -53,8 +54,8 @@ def workspace(folder: Path, name: str) -> Iterator[Path]:
     Raises StorageError where it cannot be made.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_stale(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(own_folder(folder))
         path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=folder))
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -73,7 +74,7 @@ def _remove_stale(folder: Path) -> None:
     for path in folder.iterdir():
         # Another process may be removing the same one.
         with suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+            if time.time() - path.lstat().st_mtime > _STALE_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)
 
 

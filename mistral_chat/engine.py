@@ -32,7 +32,7 @@ from mistral_chat.templates import (
     template_for,
 )
 from mistral_chat.tokenizers import Detokenizer, Tokenizer, check_vocabulary
-from quant.checkpoints import DEFAULT_SPEC, open_checkpoint
+from quant.checkpoints import DEFAULT_SPEC, fitting_spec, open_checkpoint
 from quant.devices import check_device, chosen
 from quant.errors import CacheError
 
@@ -146,8 +146,10 @@ class ChatEngine:
         threads: int | None = None,
         backend: str = "cpu",
         gpu_layers: int | None = None,
+        complaints: Sequence[str] = (),
     ) -> None:
         self.recommended: Mapping[str, object] = recommended or {}
+        self.complaints = complaints
         self._prefill = prefill
         self._placed: dict[str, Any] = {
             "threads": threads,
@@ -167,13 +169,13 @@ class ChatEngine:
 
     @classmethod
     def open(
-        cls, settings: Settings, paths: Paths, progress: Progress, force: bool = False
+        cls, settings: Settings, paths: Paths, progress: Progress, ignore_memory: bool = False
     ) -> ChatEngine:
         """Find (or fetch) and load the model that the settings name.
 
         Raises ModelMissingError, UsageError for a context the model was not made for,
-        MemoryShortError for what cannot fit (unless ``force``), and CheckpointError for files that
-        cannot be used.
+        MemoryShortError for what cannot fit (unless ``ignore_memory``), and CheckpointError for
+        files that cannot be used.
         """
         path = locate(settings.model, paths, progress)
         with ThreadPoolExecutor(1) as background:
@@ -190,12 +192,13 @@ class ChatEngine:
                     f"{settings.source('context')}: {settings.model} was made for at most "
                     f"{longest} tokens; ask for a context of {longest} or less."
                 )
-            if not force:
+            if not ignore_memory:
                 check_memory(checkpoint, settings.context, settings.kv)
             backend = chosen(settings.device)
             if backend == "cuda":
                 check_device()
-            model = quant.load(path, DEFAULT_SPEC)
+            spec = fitting_spec(config)
+            model = quant.load(path, spec)
 
             def open_session() -> quant.Session:
                 return model.session(
@@ -207,9 +210,17 @@ class ChatEngine:
                     gpu_layers=settings.gpu_layers,
                 )
 
+            complaints: list[str] = []
+            packed = [checkpoint.describe(name)[1] for name in ("embedding", "layers.0.q")]
+            if None in packed and spec != DEFAULT_SPEC:
+                complaints.append(
+                    f"Weights are packed in groups of {spec.group_size}: "
+                    f"{DEFAULT_SPEC.group_size} columns do not divide this model's."
+                )
             engine = cls(
                 model, tokenizer, template, open_session, settings.model, settings.prefill,
-                recommended_sampling(path), settings.threads, backend, settings.gpu_layers,
+                recommended_sampling(path, complaints.append), settings.threads, backend,
+                settings.gpu_layers, complaints,
             )  # fmt: skip
             kernels.result()
         if not engine.session.is_compiled:
@@ -242,8 +253,8 @@ class ChatEngine:
                 if isinstance(event, TextDelta):
                     print(event.text, end="", flush=True)
         """
-        ids = self._encode(messages)
         goes_on = bool(messages) and messages[-1].role is Role.ASSISTANT
+        ids = self._encode(messages)
         begun = self._begun(messages) if goes_on else None
         before = self.session
         cached = self._rewind(ids)
@@ -320,9 +331,8 @@ class ChatEngine:
 
     @property
     def identity(self) -> str:
-        """All that keys and values depend on but the ids; names what a cache's file belongs to."""
-        session = self.session
-        return f"{self.model.digest} {session.cache.kind} {self._prefill} {self.template.name}"
+        """All that keys and values depend on but the ids and the model, which names itself."""
+        return f"{self.session.cache.kind} {self._prefill} {self.template.name}"
 
     def save_cache(self, path: Path, messages: Sequence[Message]) -> int:
         """Write what was read of a conversation to a file; the bytes it takes. Raises OSError.

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 from enum import IntEnum
+from typing import TypeGuard
 
+from mistral_chat.printable import one_line
 from quant.errors import ContextFullError, QuantError, SamplingError
 
 
@@ -30,6 +33,13 @@ class UsageError(ChatError):
     """What the person asked for makes no sense: a flag, a setting, an empty prompt."""
 
     exit_code = ExitCode.USAGE
+
+
+class NotKeptError(ChatError):
+    """An answer is whole, but its turn could not be written to the session."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(f"This turn is not kept in the session: {sentence(reason)}")
 
 
 class JudgingError(ChatError):
@@ -58,6 +68,20 @@ class MemoryShortError(ChatError):
 
 class IntegrityError(ChatError):
     """A downloaded file is not, byte for byte, the one that was published."""
+
+
+class TextTooLongError(ContextFullError):
+    """A text has so many bytes that it cannot fit into the context, whatever its tokens are.
+
+    ``needed`` is the least count of tokens, ``available`` that of the context.
+    """
+
+    def __init__(self, needed: int, available: int) -> None:
+        super().__init__(needed, available)
+        self.args = (
+            f"The text needs at least {needed} tokens, but only {available} are left in the "
+            "context; shorten it, or ask for a longer context.",
+        )
 
 
 class ClosedPipeError(ChatError):
@@ -91,9 +115,45 @@ def sentence(error: BaseException) -> str:
     >>> sentence(OSError(errno.ENOSPC, "No space left on device", "/data/model"))
     'The disk is full; free some space and try again (/data/model).'
     """
+    return one_line(_told(error)) or type(error).__name__
+
+
+def _told(error: BaseException) -> str:
     if isinstance(error, OSError):
-        place = f" ({error.filename})" if error.filename else ""
+        # A name may be bytes, and comes out of a folder: it is shown as any other text is.
+        place = f" ({os.fsdecode(error.filename)})" if _is_name(error.filename) else ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return f"The disk is full; free some space and try again{place}."
         return f"{error.strerror or type(error).__name__}{place}."
-    return " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, MemoryError):
+        return (
+            "There is not enough memory for that; ask for a smaller --context, for --kv int8 or a "
+            "smaller model, or close other programs."
+        )
+    if isinstance(error, RecursionError):
+        return "Something in a file is nested too deeply to be read; choose another one."
+    if lacks_threads(error):
+        return (
+            "This computer starts no more threads; ask for fewer with --threads, or close other "
+            "programs ('ulimit -u' tells the limit)."
+        )
+    return str(error)
+
+
+def _is_name(name: object) -> TypeGuard[str | bytes]:
+    return isinstance(name, str | bytes) and bool(name)
+
+
+def lacks_threads(error: BaseException) -> bool:
+    """Whether an error says that the system starts no more threads; Python has no type for it."""
+    return isinstance(error, RuntimeError) and "can't start new thread" in str(error)
+
+
+def is_told(error: BaseException) -> bool:
+    """Whether an error is told in a sentence; any other is a fault of this program.
+
+    >>> is_told(MemoryError()), is_told(KeyError("cache"))
+    (True, False)
+    """
+    known = (QuantError, OSError, MemoryError, RecursionError)
+    return isinstance(error, known) or lacks_threads(error)

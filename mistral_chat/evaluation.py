@@ -16,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mistral_chat.errors import UsageError
+from mistral_chat.files import longer_than, without_mark
 from mistral_chat.guardrail import ACCEPTABLE, Taxonomy, Verdict, worst
 from mistral_chat.moderation import Moderator
 from mistral_chat.settings import nearest
+from mistral_chat.texts import MOST_BYTES
 from mistral_chat.thresholds import Bools, Chances, calibrated, passes, with_thresholds
 
 UNACCEPTABLE = "unacceptable"
@@ -83,9 +85,11 @@ def json_lines(data: bytes, place: str) -> list[tuple[int, dict[str, object]]]:
     Raises UsageError that names ``place`` and the line.
     """
     rows = []
-    for number, line in enumerate(data.split(b"\n"), 1):
+    for number, line in enumerate(without_mark(data, place).split(b"\n"), 1):
         if not line.strip():
             continue
+        if len(line) > MOST_BYTES:
+            raise longer_than(MOST_BYTES)(f"{place}, line {number}")
         try:
             values = json.loads(line.decode("utf-8"))
             # Half of a surrogate pair, which JSON can write, is no text.

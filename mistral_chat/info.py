@@ -10,11 +10,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from mistral_chat.families import family_of
 from mistral_chat.models import open_tokenizer
+from mistral_chat.screen import Screen
 from mistral_chat.templates import template_for
 from mistral_chat.tokenizers import Tokenizer, check_vocabulary
 from quant import ModelConfig, QuantError
@@ -54,14 +54,14 @@ class ModelInfo:
         """One JSON object in the names of the fields."""
         return json.dumps(asdict(self), ensure_ascii=False)
 
-    def print(self, console: Console) -> None:
+    def print(self, console: Screen) -> None:
         """A line for each fact, then the problems."""
         table = Table.grid(padding=(0, 2))
         for name, value in self._rows():
             table.add_row(name, value)
-        console.print(table, markup=False)
+        console.print(table)
         for problem in self.problems:
-            console.print(problem, style="yellow", markup=False)
+            console.print(problem, style="yellow")
 
     def _rows(self) -> list[tuple[str, str]]:
         config = self.config

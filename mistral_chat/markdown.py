@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import TextIO
 
 from markdown_it import MarkdownIt
-from rich.console import Console
 from rich.markdown import Markdown
 from rich.segment import Segment, Segments
 
-from mistral_chat.messages import CONTROLS
+from mistral_chat.printable import without_controls
+from mistral_chat.screen import Screen
 
 
 class MarkdownWriter:
@@ -29,7 +29,7 @@ class MarkdownWriter:
     def __init__(
         self, stream: TextIO, theme: str = "auto", clock: Callable[[], float] = time.perf_counter
     ) -> None:
-        self._console = Console(file=stream, force_terminal=True, highlight=False)
+        self._console = Screen(file=stream, force_terminal=True, highlight=False)
         self._stream = stream
         # Without HTML: tags that an answer writes are text like any other, not to be left out.
         parser = MarkdownIt().enable("strikethrough").enable("table")
@@ -42,7 +42,7 @@ class MarkdownWriter:
 
     def write(self, text: str) -> None:
         """Take a piece, and draw if it is time to."""
-        self._text += text.translate(CONTROLS)
+        self._text += without_controls(text)
         now = self._clock()
         if now < self._next:
             return
@@ -82,7 +82,11 @@ class MarkdownWriter:
     def _block_lines(self, text: str) -> list[list[Segment]]:
         markdown = Markdown("", code_theme=self._code, hyperlinks=False)
         markdown.parsed = self._parser.parse(text)
-        lines = self._console.render_lines(markdown, pad=False)
+        # Once more: Markdown has names for characters, such as those that turn a text around.
+        lines = [
+            [Segment(without_controls(part.text), part.style) for part in line]
+            for line in self._console.render_lines(markdown, pad=False)
+        ]
         blank = [not "".join(part.text for part in line).strip() for line in lines]
         first = blank.index(False) if False in blank else len(lines)
         last = len(blank) - (blank[::-1].index(False) if False in blank else 0)

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from mistral_chat.errors import UsageError
-
-# C0 and C1 controls but newline and tab: a model must not steer the terminal it is read in.
-CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (0x09, 0x0A)}
+from mistral_chat.files import without_mark
 
 
 class Role(StrEnum):
@@ -41,7 +39,7 @@ def read_conversation(data: bytes) -> list[Message]:
     [Message(role=<Role.USER: 'user'>, text='Hi')]
     """
     try:
-        values = json.loads(data.decode("utf-8"))
+        values = json.loads(without_mark(data, "The conversation").decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise UsageError(f"The conversation is not JSON in UTF-8: {error}.") from error
     if not isinstance(values, list):

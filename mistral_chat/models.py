@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import quant
 from mistral_chat.download import PinnedFile, Progress, check_free_space, fetch, workspace
-from mistral_chat.errors import ModelMissingError
-from mistral_chat.settings import Paths, nearest
+from mistral_chat.errors import ModelMissingError, UsageError
+from mistral_chat.files import check_waits_for_nobody, expanded
+from mistral_chat.private import discard
+from mistral_chat.settings import Paths, brief, nearest, setting
 from mistral_chat.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_gguf
+from quant import files
 from quant.checkpoints.folders import GENERATION_CONFIG
+from quant.checkpoints.native import WEIGHTS
 from quant.config import read_json
+from quant.errors import SamplingError
 
 CONFIG_FILE, PARAMS = "config.json", "params.json"
 GGUF_MAGIC = b"GGUF"
+ORIGIN = "origin.json"
+"""In each folder that was pulled as it is: where from, and which files."""
+
+_REMOVED = ".removed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +134,14 @@ def model_in(folder: Path) -> Path | None:
 def installed(name: str, paths: Paths) -> Path | None:
     """What to open for an installed model of that name, or None."""
     folder = paths.models / folder_name(name)
-    if name.startswith((".", "~", os.sep)) or not folder.is_dir():
+    if not name or name.startswith((".", "~", os.sep)) or not folder.is_dir():
         return None
     return model_in(folder)
 
 
 def is_here(name: str, paths: Paths) -> bool:
     """Whether that model can be opened without fetching anything."""
-    return installed(name, paths) is not None or Path(name).expanduser().exists()
+    return installed(name, paths) is not None or expanded(name).exists()
 
 
 def list_models(paths: Paths) -> list[ModelEntry]:
@@ -157,7 +168,12 @@ def list_models(paths: Paths) -> list[ModelEntry]:
 
 
 def remove(name: str, paths: Paths) -> int:
-    """Remove an installed model; the bytes that were freed. Raises ModelMissingError."""
+    """Remove an installed model; the bytes that were freed.
+
+    Of a link only the link is removed. Raises ModelMissingError, and UsageError for a folder that
+    this program did not make.
+    """
+    sweep(paths)
     folder = paths.models / folder_name(name)
     if installed(name, paths) is None:
         here = {entry.name: entry for entry in list_models(paths) if entry.path is not None}
@@ -165,15 +181,70 @@ def remove(name: str, paths: Paths) -> int:
             f"No model named {name!r} is installed{nearest(name, here)} 'mistral-chat models' "
             "lists those that are."
         )
-    files = [file for file in folder.rglob("*") if file.is_file()]
+    if folder.is_symlink():
+        folder.unlink()
+        return 0
+    refuse_foreign(folder)
+    files = [file.lstat() for file in folder.rglob("*") if not file.is_dir() or file.is_symlink()]
     # What the hub's cache holds, too, stays on the disk.
-    freed = sum(file.stat().st_size for file in files if file.stat().st_nlink == 1)
+    freed = sum(file.st_size for file in files if file.st_nlink == 1)
     # Away under another name first: half a model must not pass for one.
-    going = folder.with_name(f".{folder.name}.removed")
-    shutil.rmtree(going, ignore_errors=True)
+    going = _hidden(folder, _REMOVED)
+    discard(going)
     folder.rename(going)
-    shutil.rmtree(going)
+    discard(going)
     return freed
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise UsageError unless a folder is one that this program made of a model, or there is none.
+
+    Such a folder says where it was pulled from, or holds weights in this program's own format.
+    """
+    if folder.is_symlink() or not folder.exists():  # a link goes, what it leads to stays
+        return
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if not any((folder / file).is_file() for file in (ORIGIN, WEIGHTS)):
+        raise UsageError(
+            f"{folder} was not made by this program, so it is left as it is; remove it yourself "
+            "if nothing in it is needed."
+        )
+
+
+def put_in_place(new: Path, target: Path) -> None:
+    """Give the whole model in the folder ``new`` its place; one that is there is kept until then.
+
+    Raises UsageError where something that this program did not make is in that place, and
+    StorageError where another process keeps putting something there.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    refuse_foreign(target)
+    if target.is_symlink():
+        target.unlink()
+    files.put_in_place(new, target)
+
+
+def sweep(paths: Paths) -> None:
+    """Finish what a process that was killed while it removed or replaced a model left half done."""
+    folders = list(paths.models.iterdir()) if paths.models.is_dir() else []
+    files.sweep(paths.models)
+    for folder in folders:
+        # What cannot be tidied up, since it may not be written, does no harm.
+        with suppress(OSError):
+            if _is_hidden(folder, _REMOVED):
+                discard(folder)
+            elif _is_hidden(folder, files.REPLACED):
+                files.put_back(folder.with_name(folder.name[1 : -len(files.REPLACED)]))
+
+
+def _hidden(folder: Path, ending: str) -> Path:
+    return folder.with_name(f".{folder.name}{ending}")
+
+
+def _is_hidden(folder: Path, ending: str) -> bool:
+    name = folder.name
+    return name.startswith(".") and name.endswith(ending) and len(name) > 1 + len(ending)
 
 
 def locate(name: str, paths: Paths, progress: Progress) -> Path:
@@ -184,12 +255,17 @@ def locate(name: str, paths: Paths, progress: Progress) -> Path:
     raises.
     """
     here = installed(name, paths)
+    if here is None:
+        sweep(paths)
+        here = installed(name, paths)
     if here is not None:
+        check_waits_for_nobody(here)
         return here
     if name in EMBEDDED:
         return install(EMBEDDED[name], paths, progress)
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.exists():
+        check_waits_for_nobody(path)
         return path
     if name in HUB_MODELS:
         raise ModelMissingError(
@@ -204,12 +280,12 @@ def locate(name: str, paths: Paths, progress: Progress) -> Path:
     )
 
 
-def install(model: EmbeddedModel, paths: Paths, progress: Progress) -> Path:
+def install(model: EmbeddedModel, paths: Paths, progress: Progress, force: bool = False) -> Path:
     """Fetch an embedded model and write its native folder, whole or not at all.
 
     Two processes may do this at once: each works in a folder of its own, and the first to finish
-    is kept. Raises ModelMissingError, DownloadError, IntegrityError, StorageError and
-    CheckpointError.
+    is kept. With ``force`` the one that is here is replaced. Raises ModelMissingError,
+    DownloadError, IntegrityError, StorageError and CheckpointError.
     """
     target = paths.models / model.name
     with workspace(paths.data / "downloads", model.name) as folder:
@@ -224,6 +300,9 @@ def install(model: EmbeddedModel, paths: Paths, progress: Progress) -> Path:
             progress=lambda done, total: progress("Preparing the model", done, total),
             companions=open_tokenizer(source).save,
         )
+        if force:
+            put_in_place(native, target)
+            return target
         paths.models.mkdir(parents=True, exist_ok=True)
         try:
             native.rename(target)
@@ -233,17 +312,42 @@ def install(model: EmbeddedModel, paths: Paths, progress: Progress) -> Path:
     return target
 
 
-def recommended_sampling(path: Path) -> dict[str, object]:
+def recommended_sampling(path: Path, tell: Callable[[str], None]) -> dict[str, Any]:
     """How a model wants its tokens chosen, as ``generation_config.json`` in its folder says.
 
-    Raises ConfigError where that is not JSON.
+    Where ``do_sample`` is false the likeliest token is taken; a ``top_k`` of -1 means all tokens,
+    as it does elsewhere. A value that cannot be is left out, and ``tell`` gets a sentence about it.
+    Raises ConfigError where the file is not JSON.
     """
     file = path / GENERATION_CONFIG
     if not path.is_dir() or not file.is_file():
         return {}
     values = read_json(file)
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    return {name: values[name] for name in names if values.get(name) is not None}
+    sampled = values.pop("do_sample", None)
+    if sampled is False:
+        values["temperature"] = 0.0
+    elif sampled is not None and sampled is not True:
+        tell(f"{file}: do_sample must be true or false, not {brief(sampled)}; it is left out.")
+    if values.get("top_k") == -1:
+        values["top_k"] = 0
+    chosen: dict[str, Any] = {}
+    for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
+        value = values.get(name)
+        if value is None:
+            continue
+        row = setting(name)
+        if row.kind is int and isinstance(value, float) and value.is_integer():
+            value = int(value)
+        try:
+            value = row.check(value, str(file))
+            quant.Sampling(**{name: value})
+        except UsageError as error:
+            tell(f"{str(error).removesuffix('.')}; it is left out.")
+        except SamplingError as error:
+            tell(f"{file}: {str(error).removesuffix('.')}; it is left out.")
+        else:
+            chosen[name] = value
+    return chosen
 
 
 def save_companions(path: Path, tokenizer: Tokenizer, folder: Path) -> None:
@@ -257,8 +361,9 @@ def open_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a model's folder or GGUF file, or in a tokenizer's own file.
 
     Raises CheckpointError where it is missing or broken, UnsupportedError where its kind is not
-    handled.
+    handled, UsageError for a pipe or a device.
     """
+    check_waits_for_nobody(path)
     if path.is_file():
         with path.open("rb") as file:
             if file.read(4) == GGUF_MAGIC:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -17,7 +17,9 @@ from mistral_chat.errors import UsageError
 from mistral_chat.evaluation import Evaluation, Rates, json_lines
 from mistral_chat.guardrail import Taxonomy, Verdict, shown, weight
 from mistral_chat.messages import Role
+from mistral_chat.screen import Screen
 from mistral_chat.settings import brief
+from quant.files import write_whole
 
 PLOT_ROWS = 10
 
@@ -145,26 +147,17 @@ def check_target(path: Path) -> None:
 
 def save_plot(evaluation: Evaluation, path: Path) -> None:
     """The plot as an SVG file; raises OSError, and UsageError as :func:`check_target` does."""
-    console = Console(record=True, file=io.StringIO(), width=80)
+    console = Screen(record=True, file=io.StringIO(), width=80)
     console.print(plot(evaluation))
     title = f"{evaluation.model}, {evaluation.taxonomy.source}"
-    _write_whole(path, console.export_svg(title=title))
+    check_target(path)
+    write_whole(path, console.export_svg(title=title).encode("utf-8"))
 
 
 def save_categories(taxonomy: Taxonomy, path: Path) -> None:
     """The categories as a TOML file; raises as :func:`save_plot` does."""
-    _write_whole(path, to_toml(taxonomy))
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file under another name first, so that it is whole or not there."""
     check_target(path)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(path, to_toml(taxonomy).encode("utf-8"))
 
 
 def to_json(values: Mapping[str, object]) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TextIO
 
-from mistral_chat.chat import Chat
+from mistral_chat.chat import Chat, ChatEvent
 from mistral_chat.engine import Finished, StartsOver, TextDelta, stopped_by_interrupt
-from mistral_chat.errors import ExitCode
+from mistral_chat.errors import ExitCode, NotKeptError, sentence
 from mistral_chat.judging import Judged
+from mistral_chat.printable import printable_json
 from mistral_chat.render import AnswerWriter, Notes, Writer, answer_writer, timing_line
 
 
@@ -28,8 +30,9 @@ class Form:
 def answer(chat: Chat, question: str, notes: Notes, form: Form, stdout: TextIO) -> ExitCode:
     """Ask the model once and write its answer to ``stdout``.
 
-    INTERRUPTED after Ctrl-C, REFUSED where the guardrail refused the question or the answer.
-    Raises ContextFullError for a prompt that does not fit.
+    INTERRUPTED after Ctrl-C, REFUSED where the guardrail refused the question or the answer, FAILED
+    where the answer is whole but the turn could not be kept in its session. Raises
+    ContextFullError for a prompt that does not fit.
     """
     as_text = not (form.json or form.jsonl)
     chat.whole = not form.jsonl and (form.json or not form.stream)
@@ -37,13 +40,14 @@ def answer(chat: Chat, question: str, notes: Notes, form: Form, stdout: TextIO) 
     if as_text and form.stream:
         writer = answer_writer(stdout, chat.settings.plain, chat.settings.theme)
     finished: Finished | None = None
+    unkept: list[NotKeptError] = []
     if chat.notice is not None:
         notes.warn(chat.notice)
         chat.notice = None
     with ExitStack() as stack:
         cancel = stack.enter_context(stopped_by_interrupt())
         draw, hide = stack.enter_context(notes.prefill())
-        for event in chat.ask(question, cancel, draw, notes.warn):
+        for event in _noting(unkept, chat.ask(question, cancel, draw, notes.warn)):
             if isinstance(event, StartsOver):
                 continue
             if isinstance(event, Judged):
@@ -78,11 +82,22 @@ def answer(chat: Chat, question: str, notes: Notes, form: Form, stdout: TextIO) 
     if finished.finish_reason == "loop":
         notes.warn("The answer began to repeat itself and was stopped.")
     notes.say(timing_line(finished))
+    for error in unkept:
+        notes.warn(sentence(error))
+        return ExitCode.FAILED
     return ExitCode.INTERRUPTED if finished.finish_reason == "cancelled" else ExitCode.DONE
 
 
+def _noting(unkept: list[NotKeptError], events: Iterator[ChatEvent]) -> Iterator[ChatEvent]:
+    """The events; where the turn could not be kept in the end, that is put into ``unkept``."""
+    try:
+        yield from events
+    except NotKeptError as error:
+        unkept.append(error)
+
+
 def _print(stdout: TextIO, record: dict[str, object]) -> None:
-    stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
+    stdout.write(printable_json(json.dumps(record, ensure_ascii=False)) + "\n")
     stdout.flush()
 
 

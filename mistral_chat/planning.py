@@ -9,14 +9,14 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from mistral_chat.errors import MemoryShortError
+from mistral_chat.screen import Screen
 from mistral_chat.texts import LENGTH
 from quant import ModelConfig, QuantSpec
 from quant.cache import TILE, element_type
-from quant.checkpoints import DEFAULT_SPEC, open_checkpoint
+from quant.checkpoints import fitting_spec, open_checkpoint
 from quant.checkpoints.checkpoint import Checkpoint
 from quant.checkpoints.conversion import SLAB_WEIGHTS
 from quant.checkpoints.names import tensor_names
@@ -50,9 +50,9 @@ class MemoryPlan:
 
     def to_json(self) -> str:
         """One JSON object in the names of the fields."""
-        return json.dumps(asdict(self), ensure_ascii=False)
+        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
 
-    def print(self, console: Console) -> None:
+    def print(self, console: Screen) -> None:
         """A line for each part, and what this computer has."""
         table = Table.grid(padding=(0, 2))
         rows = [("weights", self.weights), *((f"cache, {k}", v) for k, v in self.cache.items())]
@@ -63,8 +63,8 @@ class MemoryPlan:
             rows.append(("free on this computer", self.available))
         for name, size in rows:
             table.add_row(name, f"{size / 1e9:8.2f} GB")
-        console.print(f"{self.model}, {self.context} tokens of context:", markup=False)
-        console.print(table, markup=False)
+        console.print(f"{self.model}, {self.context} tokens of context:")
+        console.print(table)
 
 
 def plan(path: Path, context: int) -> MemoryPlan:
@@ -81,7 +81,8 @@ def plan_of(checkpoint: Checkpoint, context: int) -> MemoryPlan:
     config = checkpoint.config
     context = min(context, config.max_position_embeddings)
     names = tensor_names(config)
-    weights = sum(tensor_bytes(*checkpoint.describe(name), DEFAULT_SPEC) for name in names)
+    spec = fitting_spec(config)
+    weights = sum(tensor_bytes(*checkpoint.describe(name), spec) for name in names)
     cache = {kind: cache_bytes(config, context, kind) for kind in ("f16", "int8")}
     buffers = scratch_bytes(config, min(CHUNK, context))
     return MemoryPlan(
@@ -154,7 +155,7 @@ def check_memory(checkpoint: Checkpoint, context: int, kind: str) -> None:
         f"{told.model} needs {needed / 1e9:.1f} GB of memory (weights {told.weights / 1e9:.1f}, "
         f"cache for {told.context} tokens {told.cache[kind] / 1e9:.1f}), but only "
         f"{told.available / 1e9:.1f} GB are free; ask for a smaller --context, for --kv int8 or a "
-        "smaller model, or try all the same with --force."
+        "smaller model, or try all the same with --ignore-memory."
     )
 
 
@@ -166,7 +167,7 @@ def check_quantizing_memory(config: ModelConfig, method: str) -> None:
     raise MemoryShortError(
         f"Quantizing this model by {method} needs {needed / 1e9:.1f} GB of memory, but only "
         f"{available / 1e9:.1f} GB are free; take --method "
-        f"{'rtn' if method == 'mse' else 'mse or rtn'}, or try all the same with --force."
+        f"{'rtn' if method == 'mse' else 'mse or rtn'}, or try all the same with --ignore-memory."
     )
 
 

@@ -21,7 +21,7 @@ from mistral_chat.models import open_tokenizer, save_companions
 from mistral_chat.planning import check_memory, check_quantizing_memory
 from mistral_chat.texts import SHORTEST, calibration_text, held_out_text, pieces
 from mistral_chat.tokenizers import check_vocabulary
-from quant.checkpoints import Calibration, compare, open_checkpoint
+from quant.checkpoints import Calibration, compare, fitting_spec, open_checkpoint
 from quant.checkpoints.names import tensor_names, tensor_shape
 from quant.checkpoints.native import NativeCheckpoint
 from quant.divergence import log_softmax
@@ -31,7 +31,11 @@ from quant.quantizers.recipe import METHODS, Recipe
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be made; ``text`` calibrates (None: the package's own), ``rules`` as in Recipe."""
+    """What is to be made; ``text`` calibrates (None: the package's own).
+
+    ``force`` replaces a model that this program has made; ``ignore_memory`` tries what seems not to
+    fit.
+    """
 
     source: Path
     target: Path
@@ -39,6 +43,7 @@ class Order:
     text: str | None = None
     check: bool = True
     force: bool = False
+    ignore_memory: bool = False
     requantize: bool = False
     rotate: bool = False
     threads: int | None = None
@@ -59,7 +64,7 @@ class Quantized:
 
     def to_json(self) -> str:
         """One JSON object in the names of the fields."""
-        return json.dumps(asdict(self), ensure_ascii=False)
+        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
 
     def sentences(self) -> list[str]:
         """What a person wants to know, a line each."""
@@ -94,7 +99,7 @@ def quantize_weights(order: Order, progress: Progress) -> Quantized:
         )
     tokenizer = open_tokenizer(order.source)
     check_vocabulary(tokenizer, checkpoint.config.vocab_size)
-    if not order.force:
+    if not order.ignore_memory:
         check_quantizing_memory(checkpoint.config, order.recipe.method)
     threads = order.threads or available_processors()
     names = tensor_names(checkpoint.config)
@@ -157,7 +162,7 @@ class Comparison:
 
     def to_json(self) -> str:
         """A JSON list of objects in the names of the fields."""
-        return json.dumps([asdict(row) for row in self.rows], ensure_ascii=False)
+        return json.dumps([asdict(row) for row in self.rows], ensure_ascii=False, allow_nan=False)
 
     def sentences(self) -> list[str]:
         """A table."""
@@ -202,7 +207,7 @@ class Perplexity:
 
     def to_json(self) -> str:
         """One JSON object in the names of the fields."""
-        return json.dumps(asdict(self), ensure_ascii=False)
+        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
 
     def sentences(self) -> list[str]:
         """What a person wants to know, a line each."""
@@ -223,19 +228,19 @@ def measure_perplexity(
     reference: Path | None,
     threads: int | None,
     progress: Progress,
-    force: bool = False,
+    ignore_memory: bool = False,
 ) -> Perplexity:
     """The perplexity of a model over a text (None: the package's own), in pieces of 512 tokens.
 
     With a ``reference`` the two are compared over the same text. Raises UsageError for a text that
-    is too short, MemoryShortError for what cannot fit (unless ``force``), CheckpointError for
-    models that cannot be read or are not the same.
+    is too short, MemoryShortError for what cannot fit (unless ``ignore_memory``), CheckpointError
+    for models that cannot be read or are not the same.
     """
     checkpoint = open_checkpoint(path)
     tokenizer = open_tokenizer(path)
     check_vocabulary(tokenizer, checkpoint.config.vocab_size)
     texts = pieces(tokenizer, held_out_text() if text is None else text)
-    if not force:
+    if not ignore_memory:
         check_memory(checkpoint, max(map(len, texts)), "f16")
     loss, count = _loss(path, texts, threads, progress)
     against = None
@@ -265,7 +270,7 @@ def _loss(
     progress: Callable[[str, int, int], None],
 ) -> tuple[float, int]:
     """The loss in nats, summed over all tokens that have one before them; and their number."""
-    model = quant.load(path, quant.QuantSpec())
+    model = quant.load(path, fitting_spec(open_checkpoint(path).config))
     session = model.session(max_context=max(map(len, texts)), threads=threads)
     loss, count = 0.0, 0
     for number, ids in enumerate(texts):

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from mistral_chat.chat import Part
 from mistral_chat.engine import Finished, PrefillProgress
-from mistral_chat.messages import CONTROLS
+from mistral_chat.printable import printable, without_controls
+from mistral_chat.screen import Screen
 
 MILESTONE_SECONDS = 30
 
@@ -43,7 +43,7 @@ class AnswerWriter:
     def write(self, text: str) -> None:
         """Write a piece. Newlines at its end wait until it is known that more text follows."""
         if self._terminal:
-            text = text.translate(CONTROLS)
+            text = without_controls(text)
         text = self._held + text
         body = text.rstrip("\n")
         self._held = text[len(body) :]
@@ -114,7 +114,7 @@ class Notes:
     """
 
     def __init__(self, quiet: bool = False, plain: bool = False) -> None:
-        self._console = Console(
+        self._console = Screen(
             stderr=True, highlight=False, soft_wrap=True, color_system=None if plain else "auto"
         )
         self._quiet = quiet
@@ -125,11 +125,11 @@ class Notes:
     def say(self, text: str) -> None:
         """A line that can be missed, such as the banner."""
         if not self._quiet:
-            self._console.print(text, style="dim", markup=False)
+            self._console.print(text, style="dim")
 
     def warn(self, text: str) -> None:
         """A line that should not be missed, such as an error that does not end the session."""
-        self._console.print(text, style="yellow", markup=False)
+        self._console.print(text, style="yellow")
 
     @contextmanager
     def progress(self) -> Iterator[Callable[[str, int, int], None]]:
@@ -142,7 +142,7 @@ class Notes:
             yield Milestones(self.say).tell
             return
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             TimeRemainingColumn(),
@@ -153,6 +153,7 @@ class Notes:
 
         def draw(label: str, done: int, total: int) -> None:
             nonlocal label_shown
+            label = printable(label)  # a bar is drawn beside what a screen prints
             if label != label_shown:
                 label_shown = label
                 bar.reset(task, description=label)

@@ -26,11 +26,14 @@ from prompt_toolkit.output import Output
 from mistral_chat.chat import Chat, ChatEvent, Engine
 from mistral_chat.commands import Outcome, Room, completions, run
 from mistral_chat.engine import Finished, StartsOver, TextDelta, stopped_by_interrupt
-from mistral_chat.errors import UsageError, sentence
+from mistral_chat.errors import UsageError, is_told, sentence
+from mistral_chat.files import check_waits_for_nobody, without_mark
 from mistral_chat.guardrail import GUARDRAIL_PROMPT, OFF
 from mistral_chat.inputs import decode_typed
 from mistral_chat.judging import Judged
+from mistral_chat.keyboard import Keyboard
 from mistral_chat.messages import Role
+from mistral_chat.printable import printable
 from mistral_chat.render import Notes, answer_writer
 from mistral_chat.settings import Paths
 from mistral_chat.template_view import TemplateView
@@ -73,7 +76,7 @@ class Pastes:
 
     def mark(self, text: str) -> str:
         """What to put into the line for a paste."""
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
+        text = decode_typed(text).replace("\r\n", "\n").replace("\r", "\n")
         if len(text) <= LONGEST_SHOWN:
             return text
         mark = f"[paste {len(self._texts) + 1}: {len(text)} characters]"
@@ -125,7 +128,11 @@ def key_bindings(pastes: Pastes) -> KeyBindings:
 
 
 def open_history(path: Path) -> FileHistory:
-    """The history file, made so that only its owner can read it. Raises OSError."""
+    """The history file, made so that only its owner can read it.
+
+    Raises OSError, and UsageError for a pipe or a device, which would be waited for.
+    """
+    check_waits_for_nobody(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     os.close(os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600))
     path.chmod(0o600)
@@ -147,6 +154,8 @@ class CommandCompleter(Completer):
         if room is None or "\n" in line:
             return
         for whole in completions(room, line):
+            if printable(whole) != whole:
+                continue  # a name that nobody can type
             yield Completion(whole, start_position=-len(line), display=whole.split(" ")[-1])
 
 
@@ -167,7 +176,9 @@ def edit_text(text: str, folder: Path) -> str:
             ) from error
         if code != 0:
             raise UsageError(f"The editor {editor!r} ended with code {code}; nothing was changed.")
-        return path.read_text(encoding="utf-8", errors="replace").rstrip("\n")
+        # A mark that an editor puts first is no part of the text; what is no text shows.
+        data = without_mark(path.read_bytes(), "What was edited")
+        return data.decode("utf-8", "replace").rstrip("\n")
     finally:
         path.unlink(missing_ok=True)
 
@@ -193,6 +204,7 @@ class Repl:
         self._room: Room | None = None
         self._pastes = Pastes()
         self._draft = ""
+        self._keyboard = Keyboard.of_process()
 
     def run(
         self,
@@ -215,6 +227,7 @@ class Repl:
             bottom_toolbar=self._toolbar,
             editing_mode=EditingMode.VI if vi else EditingMode.EMACS,
             tempfile_suffix=".md",
+            enable_suspend=True,
             input=source,
             output=sink,
         )
@@ -234,19 +247,25 @@ class Repl:
             if editor.app.is_running and not editor.app.is_done:
                 editor.app.exit(exception=error)
 
-        self._notes.say(f"{self._name}. /help lists the commands, Ctrl-D leaves.")
         watched = False
+
+        def watch() -> None:
+            nonlocal watched
+            if not watched:
+                watched = True
+                self._open_chat.add_done_callback(loaded)
+
+        self._notes.say(f"{self._name}. /help lists the commands, Ctrl-D leaves.")
+        with self._keyboard.waiting():
+            self._loop(lambda draft: editor.prompt("> ", default=draft, pre_run=watch))
+        self._leave()
+
+    def _loop(self, prompt: Callable[[str], str]) -> None:
+        """Ask for lines and carry them out; ``prompt`` takes what stands in the line already."""
         while True:
             draft, self._draft = self._draft, ""
-
-            def watch() -> None:
-                nonlocal watched
-                if not watched:
-                    watched = True
-                    self._open_chat.add_done_callback(loaded)
-
             try:
-                line = editor.prompt("> ", default=draft, pre_run=watch)
+                line = prompt(draft)
             except KeyboardInterrupt:
                 continue
             except EOFError:
@@ -254,16 +273,15 @@ class Repl:
             try:
                 if not self._handle(line):
                     break
-            except QuantError as error:
-                if self._room is None:
-                    raise
-                self._notes.warn(sentence(error))
-            except OSError as error:
-                self._notes.warn(sentence(error))
             except KeyboardInterrupt:
                 # Pressed just before or after an answer, where there is nothing to stop.
                 continue
-        self._leave()
+            except Exception as error:
+                # Without a model there is nothing to go on with; else only a fault of this program
+                # ends the talk, of which every turn is on the disk.
+                if self._room is None or not is_told(error):
+                    raise
+                self._notes.warn(sentence(error))
 
     def _present(self) -> Room | None:
         """The room, once the model is there; raises nothing."""
@@ -277,7 +295,7 @@ class Repl:
 
     def _tell_notice(self, chat: Chat) -> None:
         if chat.notice is not None:
-            self._notes.say(chat.notice)
+            self._notes.warn(chat.notice)
             chat.notice = None
 
     def _ready(self) -> Room:
@@ -296,7 +314,7 @@ class Repl:
     def _toolbar(self) -> AnyFormattedText:
         room = self._present()
         if room is None:
-            return f" {self._name}  loading ..."
+            return printable(f" {self._name}  loading ...")
         chat = room.chat
         session = chat.engine.session
         words = [chat.engine.name, f"context {session.position} of {session.max_context}"]
@@ -306,7 +324,7 @@ class Repl:
         if chat.settings.guardrail != OFF:
             words.append(f"guardrail {chat.settings.guardrail}")
         words.append("private" if chat.store is None else chat.store.name)
-        return " " + "  ".join(words)
+        return printable(" " + "  ".join(words))
 
     def _handle(self, line: str) -> bool:
         """Do what a line asks for; False where it ends the loop."""
@@ -331,10 +349,11 @@ class Repl:
         if outcome.prompt:
             self._view(chat).print(self._stdout)
         if outcome.text:
-            self._stdout.write(outcome.text + "\n")
+            self._stdout.write(printable(outcome.text) + "\n")
             self._stdout.flush()
         if outcome.edit is not None:
-            edited = edit_text(outcome.edit, self._paths.state)
+            with self._keyboard.lent():
+                edited = edit_text(outcome.edit, self._paths.state)
             if edited.strip() and edited != outcome.edit:
                 self._ask(edited, self._pastes.line(edited), again=True)
             else:
@@ -395,20 +414,25 @@ class Repl:
         writer = answer_writer(self._stdout, chat.settings.plain, chat.settings.theme)
         finished: Finished | None = None
         judged: list[Judged] = []
-        for event in events:
-            if isinstance(event, StartsOver):
-                self._notes.say("The window has moved on past this place; the talk is read anew.")
-                continue
-            if isinstance(event, Judged):
-                judged.append(event)
-                continue
-            hide()
-            if isinstance(event, TextDelta):
-                writer.write(event.text)
-            else:
-                finished = event
-        if finished is not None and finished.text:
-            writer.end()
+        try:
+            for event in events:
+                if isinstance(event, StartsOver):
+                    self._notes.say(
+                        "The window has moved on past this place; the talk is read anew."
+                    )
+                    continue
+                if isinstance(event, Judged):
+                    judged.append(event)
+                    continue
+                hide()
+                if isinstance(event, TextDelta):
+                    writer.write(event.text)
+                else:
+                    finished = event
+        finally:
+            # Also where the turn could not be kept: what was answered is shown to its end.
+            if finished is not None and finished.text:
+                writer.end()
         for told in filter(None, (each.sentence() for each in judged)):
             self._notes.warn(told)
         if finished is not None and finished.finish_reason == "refused":
@@ -432,11 +456,7 @@ class Repl:
             self._open_chat.cancel()
             return
         chat = self._room.chat
-        try:
-            size = chat.save_cache()
-        except (OSError, QuantError) as error:
-            self._notes.warn(f"What was read could not be kept: {sentence(error)}")
-            return
+        size = chat.keep_cache(self._notes.warn)
         if chat.store is not None and chat.turns:
             kept = f", with {size / 1e6:.0f} MB of cache" if size else ""
             self._notes.say(

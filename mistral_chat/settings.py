@@ -18,11 +18,15 @@ from typing import Any
 from platformdirs import PlatformDirs
 
 from mistral_chat.errors import UsageError
+from mistral_chat.files import expanded, is_missing, read_text
 from mistral_chat.guardrail import MODES, OFF
 
 APPLICATION = "mistral-chat"
 HOME_VARIABLE = "MISTRAL_CHAT_HOME"
 
+
+MOST_CONFIG_BYTES = 1_000_000
+"""What is read of ``config.toml``; the longest that anybody writes is a system prompt."""
 
 _WORDS = {"on": True, "true": True, "yes": True, "1": True} | dict.fromkeys(
     ("off", "false", "no", "0"), False
@@ -42,6 +46,7 @@ class Setting:
     help: str
     choices: tuple[str, ...] = ()
     minimum: float | None = None
+    maximum: int | None = None
     live: bool = False
 
     @property
@@ -67,6 +72,8 @@ class Setting:
             raise UsageError(
                 f"{place}: {self.name} must be {wanted[self.kind]}, not {brief(value)}."
             )
+        if isinstance(value, str):
+            check_text(value, f"{place}: {self.name}")
         if self.choices and value not in self.choices:
             raise UsageError(
                 f"{place}: {self.name} must be {' or '.join(self.choices)}, not {brief(value)}."
@@ -74,6 +81,8 @@ class Setting:
         # Written so that a NaN, which compares false with everything, is refused too.
         if self.minimum is not None and not value >= self.minimum:  # type: ignore[operator]
             raise UsageError(f"{place}: {self.name} must be at least {self.minimum:g}.")
+        if self.maximum is not None and value > self.maximum:  # type: ignore[operator]
+            raise UsageError(f"{place}: {self.name} must be at most {self.maximum}.")
         return value
 
     def parse(self, text: str, place: str) -> Any:
@@ -109,7 +118,7 @@ class Settings:
         minimum=1,
     )
     threads: int | None = _row(
-        int, None, "Processor threads (default: one for each core).", minimum=1
+        int, None, "Processor threads (default: one for each core).", minimum=1, maximum=1024
     )
     device: str = _row(
         str,
@@ -256,6 +265,16 @@ def nearest(name: str, names: Mapping[str, object]) -> str:
     return f"; did you mean {matches[0]!r}?" if matches else "."
 
 
+def check_text(value: str, name: str) -> None:
+    """Raise UsageError for a text that was not UTF-8; its bytes arrive as halves of pairs."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{name} is not UTF-8 text (character {error.start}); write it in UTF-8."
+        ) from error
+
+
 def brief(value: object) -> str:
     """A value as a sentence about it shows it, cut off where it is long.
 
@@ -283,7 +302,7 @@ class Paths:
         """The platform's folders, or four below MISTRAL_CHAT_HOME where that is set."""
         home = environ.get(HOME_VARIABLE)
         if home:
-            root = Path(home).expanduser().absolute()
+            root = expanded(home).absolute()
             return cls(root / "config", root / "data", root / "state", root / "cache")
         folders = PlatformDirs(APPLICATION, appauthor=False)
         return cls(
@@ -315,13 +334,9 @@ class Paths:
 
 
 def _read_config(path: Path) -> dict[str, object]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
+    if is_missing(path):
         return {}
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text; save it as UTF-8.") from error
-    return parse_toml(text, str(path))
+    return parse_toml(read_text(path, MOST_CONFIG_BYTES), str(path))
 
 
 def parse_toml(text: str, place: str) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from itertools import count, takewhile
 from typing import TextIO
 
-from rich.console import Console
 from rich.text import Text
 
 from mistral_chat.messages import Message, Role
+from mistral_chat.printable import printable, printable_json
+from mistral_chat.screen import Screen
 from mistral_chat.templates import ChatTemplate, Segment
 from mistral_chat.tokenizers import Tokenizer
 
@@ -24,12 +25,10 @@ _SHADES = {
     "guardrail": ("black on light_salmon1", "black on sandy_brown"),
     "assistant": ("black on dark_sea_green3", "black on pale_green1"),
 }
-# Control characters as the pictures that Unicode has of them, so that nothing typed steers the
-# terminal.
+# Control characters as the pictures that Unicode has of them, one column each.
 _PICTURES = {
     **{code: 0x2400 + code for code in range(0x20)},
     0x7F: 0x2421,
-    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
 }
 
 
@@ -115,17 +114,17 @@ class TemplateView:
 
     def print(self, stream: TextIO) -> None:
         """In colour, the pieces side by side; without, a line for each: id, source and piece."""
-        console = Console(file=stream, highlight=False, soft_wrap=True)
+        console = Screen(file=stream, highlight=False, soft_wrap=True)
         if console.color_system is None or console.no_color:
             for piece in self.pieces:
-                text = json.dumps(piece.text, ensure_ascii=False)
+                text = printable_json(json.dumps(piece.text, ensure_ascii=False))
                 stream.write(f"{piece.token}\t{piece.source}\t{text}\n")
             return
         shown = Text()
         for place, piece in enumerate(self.pieces):
             # A newline ends the line, after a sign that shows it.
             lines = piece.text.split("\n")
-            visible = "↵\n".join(line.translate(_PICTURES) for line in lines)
+            visible = "↵\n".join(printable(line.translate(_PICTURES)) for line in lines)
             shown.append(visible, _SHADES[piece.source][place % 2])
         console.print(shown)
         legend = Text(f"{len(self.pieces)} tokens, template {self.template}: ")

@@ -8,6 +8,9 @@ from importlib.resources import files
 from mistral_chat.errors import UsageError
 from mistral_chat.tokenizers import Tokenizer
 
+MOST_BYTES = 16_000_000
+"""Bytes of a text that is read; its tokens take two gigabytes while they are made."""
+
 LENGTH = 512
 """Tokens of a piece of text; each piece is read by itself."""
 
@@ -23,17 +26,6 @@ def calibration_text() -> str:
 def held_out_text() -> str:
     """The text that comes with the package to measure with; nothing is calibrated on it."""
     return (files("mistral_chat") / "data" / "held_out.txt").read_text(encoding="utf-8")
-
-
-def decode(data: bytes, place: str) -> str:
-    """UTF-8 text; raises UsageError, naming ``place``, for anything else."""
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{place} is not UTF-8 text (byte {error.start}); convert it first, for example with "
-            "iconv."
-        ) from error
 
 
 def pieces(tokenizer: Tokenizer, text: str, shortest: int = 2) -> list[list[int]]:

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 
 import quant
 from mistral_chat.download import Progress
-from quant.jit import cache_folder
+from quant.errors import StorageError
+from quant.kernel_cache import CACHE_VARIABLE, cache_folder, kept_folder, possible_folders
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,25 @@ class Report:
         return f"Compiled the kernels for {' and '.join(done)}. They are kept in {self.folder}"
 
 
+def cannot_keep() -> str | None:
+    """Why compiled kernels will not be there at the next start; None where they will."""
+    if kept_folder() is not None:
+        return None
+    return (
+        f"Compiled kernels cannot be kept, since {possible_folders()[0]} cannot be written; set "
+        f"{CACHE_VARIABLE} to a folder that can."
+    )
+
+
 def warm_up(kinds: Sequence[str], progress: Progress) -> Report:
     """Compile the kernels for caches of ``kinds``, or load those that are compiled already.
 
-    Raises ConfigError for an instruction set that this processor cannot run.
+    Raises StorageError where there is no folder to keep them in, ConfigError for an instruction set
+    that this processor cannot run.
     """
+    problem = cannot_keep()
+    if problem is not None:
+        raise StorageError(problem)
     missing = [kv for kv in kinds if not quant.kernels_compiled(kv)]
     kernels = []
     for kv in kinds:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .qtensor import Floats
+from .sampling import check_logits
 
 
 def log_softmax(logits: Floats) -> npt.NDArray[np.float64]:
@@ -26,7 +27,12 @@ class Divergence:
     agreeing: int = 0
 
     def add(self, reference: Floats, other: Floats) -> None:
-        """Count rows of logits [n, vocab] of the two models."""
+        """Count rows of logits [n, vocab] of the two models.
+
+        Raises :class:`~quant.errors.NotFiniteError` for some that are no numbers.
+        """
+        check_logits(reference)
+        check_logits(other)
         p, q = log_softmax(reference), log_softmax(other)
         # Rounding may leave a sum of a few 1e-17 below zero.
         divergences = np.maximum((np.exp(p) * (p - q)).sum(-1), 0.0)

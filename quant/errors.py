@@ -39,6 +39,16 @@ class SamplingError(QuantError):
     """A sampling parameter is outside the range in which it means something."""
 
 
+class NotFiniteError(QuantError):
+    """What a model computed is infinite or no number, so it says nothing about the next token."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "What the model computed is not finite, so no token follows from it; its files are "
+            "damaged, or it needs another precision: try --kv f32, or fetch it again."
+        )
+
+
 class InputError(QuantError):
     """Token ids that the model does not have, or none at all."""
 

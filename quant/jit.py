@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import logging
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import llvmlite
 import llvmlite.binding as llvm
 import numba
 import numpy as np
-import platformdirs
-from numba.core import caching, config, dispatcher
+from numba.core import bytecode, config, dispatcher
 
 from .errors import ConfigError
+from .kernel_cache import KernelCache
 
 _INSTRUCTION_SETS: dict[str, frozenset[str]] = {
     "avx512vnni": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vnni"}),
@@ -40,16 +39,8 @@ _FORCED_PROCESSORS = {
 }
 """Processor and features to compile for, so that a forced set is all that is used."""
 
-logger = logging.getLogger(__name__)
-
 INSTRUCTION_SET_VARIABLE = "MISTRAL_CHAT_ISA"
 """Forces an instruction set (for tests and comparisons); it must be one the host can run."""
-
-CACHE_VARIABLE = "MISTRAL_CHAT_KERNEL_CACHE"
-"""Folder for compiled kernels; the default is the user's cache folder."""
-
-HOME_VARIABLE = "MISTRAL_CHAT_HOME"
-"""One folder for everything the application writes; the kernels go to ``cache/kernels`` in it."""
 
 
 @functools.cache
@@ -103,113 +94,14 @@ def instruction_set() -> str:
 
 
 @functools.cache
-def cache_folder() -> Path:
-    """A writable folder for compiled kernels.
+def name_apart() -> None:
+    """Let no two functions that are ever compiled bear the same symbol, in whatever process.
 
-    The first that can be written of: the environment's, the user's cache folder, a private folder
-    that lasts as long as the process (then every start compiles anew).
+    Two closures of one definition have the same name and argument types. Numba tells them apart by
+    a number that each process counts from 1, so kernels that two processes have compiled could meet
+    in a third under one symbol, and the wrong one be called. Drawn at random, numbers differ.
     """
-    candidates = []
-    if os.environ.get(CACHE_VARIABLE):
-        candidates.append(Path(os.environ[CACHE_VARIABLE]))
-    if os.environ.get(HOME_VARIABLE):
-        candidates.append(Path(os.environ[HOME_VARIABLE]) / "cache" / "kernels")
-    else:
-        candidates.append(platformdirs.user_cache_path("mistral-chat") / "kernels")
-    for folder in candidates:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-        except OSError:
-            continue
-        return folder
-    return Path(_private_folder().name)
-
-
-@functools.cache
-def _private_folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="mistral-chat-kernels-")
-
-
-class Locator(caching._CacheLocator):
-    """Tells Numba's cache where files lie and what makes them stale."""
-
-    def __init__(self, function: Callable[..., Any], file: str) -> None:
-        path = Path(file)
-        # Kernels of both devices lie in files of the same names.
-        self._name = f"{path.parent.name}-{path.stem}-{function.__code__.co_firstlineno}"
-
-    def get_cache_path(self) -> str:
-        return str(cache_folder())
-
-    def get_source_stamp(self) -> str:
-        return source_stamp()
-
-    def get_disambiguator(self) -> str:
-        return self._name
-
-    @classmethod
-    def from_function(cls, function: Callable[..., Any], file: str) -> Locator:
-        return cls(function, file)
-
-
-class _CacheFiles(caching.CompileResultCacheImpl):
-    _locator_classes: ClassVar = [Locator]
-
-
-class _Store(caching.FunctionCache):
-    _impl_class = _CacheFiles
-
-
-class KernelCache(caching._Cache):
-    """Numba's function cache, opened on the first call and never a reason to fail.
-
-    A cache that cannot be read means compiling anew; one that cannot be written means compiling
-    again at the next start.
-    """
-
-    def __init__(self, function: Callable[..., Any], store: Callable[..., Any] = _Store) -> None:
-        self._function = function
-        self._open = store
-
-    @functools.cached_property
-    def store(self) -> Any:
-        return self._open(self._function)
-
-    @property
-    def cache_path(self) -> str:
-        return str(self.store.cache_path)
-
-    def load_overload(self, signature: Any, context: Any) -> Any:
-        try:
-            return self.store.load_overload(signature, context)
-        except Exception as error:  # pickle and LLVM raise many kinds on a damaged file
-            logger.warning("compiled kernel could not be read, compiling anew: %s", error)
-            return None
-
-    def save_overload(self, signature: Any, compiled: Any) -> None:
-        try:
-            self.store.save_overload(signature, compiled)
-        except OSError as error:
-            logger.warning("compiled kernel could not be kept: %s", error)
-
-    def holds(self, signature: Any, context: Any) -> bool:
-        """Whether an up-to-date compiled form for ``signature`` lies on disk."""
-        try:
-            key = self.store._index_key(signature, context.codegen())
-            return key in self.store._cache_file._load_index()
-        except Exception as error:  # as in load_overload
-            logger.warning("the index of compiled kernels could not be read: %s", error)
-            return False
-
-    def enable(self) -> None:
-        self.store.enable()
-
-    def disable(self) -> None:
-        self.store.disable()
-
-    def flush(self) -> None:
-        self.store.flush()
+    bytecode.FunctionIdentity._unique_ids = iter(lambda: secrets.randbits(63), None)
 
 
 def kernel(function: Callable[..., Any]) -> dispatcher.Dispatcher:
@@ -218,13 +110,14 @@ def kernel(function: Callable[..., Any]) -> dispatcher.Dispatcher:
     Kernels called from other kernels are compiled into them.
     """
     instruction_set()
+    name_apart()
     return numba.njit(nogil=True, error_model="numpy")(function)
 
 
 def entry(function: Callable[..., Any]) -> dispatcher.Dispatcher:
     """A kernel that Python calls: as :func:`kernel`, and kept on disk once compiled."""
     compiled = kernel(function)
-    compiled._cache = KernelCache(function)
+    compiled._cache = KernelCache(function, source_stamp)
     return compiled
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -16,11 +17,11 @@ from .backend import Program, new_program
 from .cache import RollingCache
 from .cache_file import read_cache, write_cache
 from .config import ModelConfig
-from .errors import ConfigError, ContextFullError, InputError
+from .errors import CacheError, ConfigError, ContextFullError, InputError
 from .qtensor import Floats
-from .sampling import Sampler
+from .sampling import Sampler, check_logits
 from .scratch import HEAD_TOKENS, Scratch
-from .weights import Weights
+from .weights import Weights, check_weights
 
 CHUNK = 256
 """Tokens of a prompt that are read at once; between chunks a reader can stop or show progress."""
@@ -60,11 +61,15 @@ def record_forward(
 
 
 class Model:
-    """A loaded model. ``source`` is the name of the file that it came from."""
+    """A loaded model. ``source`` is the name of the file that it came from.
+
+    Raises :class:`~quant.errors.CheckpointError` for weights that are not as ``config`` says.
+    """
 
     def __init__(
         self, config: ModelConfig, weights: Weights, source: str, identify: Callable[[], str]
     ) -> None:
+        check_weights(weights, config)
         self.config = config
         self.weights = weights
         self.source = source
@@ -76,6 +81,14 @@ class Model:
     def digest(self) -> str:
         """SHA-256 of the source file in hexadecimal; a large GGUF takes seconds to read for it."""
         return self._identify()
+
+    @cached_property
+    def identity(self) -> str:
+        """What keys and values depend on beside the ids, the cache and the precision: the weights
+        that compute, whatever file they came from, and the geometry. SHA-256 in hexadecimal.
+        """
+        text = f"{self.config!r} {self.weights.fingerprint()}"
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def weight_bytes(self) -> int:
@@ -189,7 +202,8 @@ class Session:
         (:attr:`position` tells).
 
         Raises :class:`~quant.errors.ContextFullError` before anything is computed if the ids do not
-        fit, :class:`~quant.errors.InputError` for no ids or an id outside the vocabulary.
+        fit, :class:`~quant.errors.InputError` for no ids or an id outside the vocabulary, and
+        :class:`~quant.errors.NotFiniteError` where what the model computes is no number.
         """
         return self._read(ids, every, progress, cancel)
 
@@ -210,6 +224,7 @@ class Session:
         if token is None:
             self._program.fetch(1)
             logits = self._scratch.logits[0, : self.model.config.vocab_size]
+            check_logits(logits)
             token = sampler.choose(logits, self.ids, draw)
         return token
 
@@ -230,6 +245,8 @@ class Session:
             done = start + part.size
             last = done == array.size or (cancel is not None and cancel())
             logits = self._feed_chunk(part, every, last, fetch)
+            if fetch:
+                check_logits(logits)
             kept.append(logits)
             if progress is not None:
                 progress(done, array.size)
@@ -265,9 +282,12 @@ class Session:
         return kept
 
     def save(self, path: Path, identity: str) -> int:
-        """Write what was read to a file; the bytes it takes. See :mod:`quant.cache_file`."""
+        """Write what was read to a file; the bytes it takes. See :mod:`quant.cache_file`.
+
+        ``identity`` has all that keys and values depend on beside the model. Raises OSError.
+        """
         self._program.read_back()
-        return write_cache(path, self.cache, self.ids, identity)
+        return write_cache(path, self.cache, self.ids, f"{self.model.identity} {identity}")
 
     def restore(self, path: Path, identity: str) -> None:
         """Take up what :meth:`save` wrote; the session is empty before, and after an error.
@@ -275,7 +295,11 @@ class Session:
         Raises :class:`~quant.errors.CacheError` for a file that is damaged or of something else.
         """
         self.trim(0)
-        self.ids = read_cache(path, self.cache, identity)
+        ids = read_cache(path, self.cache, f"{self.model.identity} {identity}")
+        if ids and max(ids) >= self.model.config.vocab_size:
+            self.cache.trim(0)
+            raise CacheError(f"{path} holds ids that the model does not have.")
+        self.ids = ids
         self._program.take_up()
 
     def _checked(self, ids: Sequence[int]) -> npt.NDArray[np.int64]:

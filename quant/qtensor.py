@@ -31,6 +31,9 @@ from .errors import SpecError
 ROW_BLOCK = 16
 LINE = 64
 
+HALF_MAX = 65504.0
+"""The largest number that float16 holds."""
+
 Codes = npt.NDArray[np.uint8]
 Halves = npt.NDArray[np.float16]
 Floats = npt.NDArray[np.float32]
@@ -45,10 +48,12 @@ class QuantSpec:
     symmetric: bool = False
 
     def __post_init__(self) -> None:
-        if self.bits not in (4, 8):
-            raise SpecError(f"Weights can have 4 or 8 bits, not {self.bits}.")
-        if self.group_size not in (32, 64, 128):
-            raise SpecError(f"A group can have 32, 64 or 128 columns, not {self.group_size}.")
+        if type(self.bits) is not int or self.bits not in (4, 8):
+            raise SpecError(f"Weights can have 4 or 8 bits, not {self.bits!r}.")
+        if type(self.group_size) is not int or self.group_size not in (32, 64, 128):
+            raise SpecError(f"A group can have 32, 64 or 128 columns, not {self.group_size!r}.")
+        if type(self.symmetric) is not bool:
+            raise SpecError(f"Weights are symmetric or not; {self.symmetric!r} says neither.")
 
     @property
     def zero(self) -> int:
@@ -74,7 +79,8 @@ class QuantTensor:
     """A matrix of ``rows x columns`` packed weights.
 
     ``codes`` is uint8 [row blocks, lines, 64]; ``scales`` and ``minimums`` (``None`` when
-    symmetric) are float16 [row blocks, groups, 16].
+    symmetric) are float16 [row blocks, groups, 16]. Kernels are given their addresses and trust
+    these shapes, so :class:`~quant.errors.SpecError` is raised for any other.
     """
 
     spec: QuantSpec
@@ -83,6 +89,16 @@ class QuantTensor:
     codes: Codes
     scales: Halves
     minimums: Halves | None
+
+    def __post_init__(self) -> None:
+        check_columns(self.columns, self.spec)
+        codes, scales = packed_shapes(self.rows, self.columns, self.spec)
+        _check_array("codes", self.codes, codes, np.uint8)
+        _check_array("scales", self.scales, scales, np.float16)
+        if self.spec.symmetric != (self.minimums is None):
+            raise SpecError("Minimums belong to asymmetric weights, and to those alone.")
+        if self.minimums is not None:
+            _check_array("minimums", self.minimums, scales, np.float16)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -130,8 +146,6 @@ def pack(codes: Codes, scales: Halves, minimums: Halves | None, spec: QuantSpec)
     check_columns(columns, spec)
     if codes.size and int(codes.max()) >> spec.bits:
         raise SpecError(f"A code of {int(codes.max())} does not fit into {spec.bits} bits.")
-    if spec.symmetric != (minimums is None):
-        raise SpecError("Minimums belong to asymmetric weights, and to those alone.")
     return QuantTensor(
         spec,
         rows,
@@ -140,6 +154,15 @@ def pack(codes: Codes, scales: Halves, minimums: Halves | None, spec: QuantSpec)
         _pack_rows(scales),
         None if minimums is None else _pack_rows(minimums),
     )
+
+
+def _check_array(
+    part: str, array: npt.NDArray[Any], shape: tuple[int, ...], dtype: npt.DTypeLike
+) -> None:
+    if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
+        raise SpecError(
+            f"The {part} of a packed matrix are {array.dtype} {array.shape}, not {shape}."
+        )
 
 
 def check_columns(columns: int, spec: QuantSpec) -> None:

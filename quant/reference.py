@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from .cache import TILE, KeyValues
 from .config import ModelConfig
-from .qtensor import Floats, QuantTensor
+from .qtensor import HALF_MAX, Floats, QuantTensor
 from .sampling import Sampling
 from .weights import Matrix
 
@@ -77,7 +77,9 @@ def store_slots(
             scales[:, slots] = scale
             coded = (np.rint(rows / scale[..., None]) + 128).astype(np.uint8)
         elif array.dtype == np.uint16:
-            coded = rows.astype(np.float16).view(np.uint16)
+            # What float16 cannot hold becomes its largest; what is not finite stays so.
+            held = np.where(np.isfinite(rows), np.clip(rows, -HALF_MAX, HALF_MAX), rows)
+            coded = held.astype(np.float16).view(np.uint16)
         else:
             coded = rows
         if array is cache.values:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import SamplingError
+from .errors import NotFiniteError, SamplingError
 from .qtensor import Floats
 
 REPETITION_SPAN = 256
@@ -48,6 +48,12 @@ class Sampling:
 def _check(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:  # also true of NaN
         raise SamplingError(f"{name} must be between {low} and {high}, not {value}.")
+
+
+def check_logits(logits: Floats) -> None:
+    """Raise :class:`~quant.errors.NotFiniteError` unless all of ``logits`` are finite numbers."""
+    if not np.isfinite(logits).all():
+        raise NotFiniteError
 
 
 class Sampler:

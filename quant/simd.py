@@ -15,6 +15,7 @@ Example, inside a kernel::
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -24,6 +25,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
 from .jit import instruction_set
+from .qtensor import HALF_MAX
 
 LANES = 16
 """Numbers of 32 bits in a vector."""
@@ -169,14 +171,29 @@ def half_to_float(typing_context, array, offset):
     return types.float32(array, types.intp), emit
 
 
+def emit_saturated(builder: Any, number: Any) -> Any:
+    """A float32 no further from 0 than float16's largest, unless it is not finite."""
+    for sign, beyond in ((1, ">"), (-1, "<")):
+        largest = ir.Constant(F32, sign * HALF_MAX)
+        further = builder.fcmp_ordered(beyond, number, largest)
+        finite = builder.fcmp_ordered("!=", number, ir.Constant(F32, sign * math.inf))
+        number = builder.select(builder.and_(further, finite), largest, number)
+    return number
+
+
 @intrinsic
 def store_one(typing_context, array, offset, value):
-    """One float32 into an array of float32 or of float16 (as uint16)."""
+    """One float32 into an array of float32 or of float16 (as uint16).
+
+    A finite number beyond float16 becomes its largest, 65504; one that is not finite stays so.
+    """
     half = array.dtype == types.uint16
 
     def emit(context, builder, signature, arguments):
         pointer = element_address(context, builder, signature.args[0], *arguments[:2])
-        number = builder.fptrunc(arguments[2], F16) if half else arguments[2]
+        number = arguments[2]
+        if half:
+            number = builder.fptrunc(emit_saturated(builder, number), F16)
         emit_store(builder, number, pointer)
         return context.get_dummy_value()
 

@@ -6,8 +6,10 @@ Heavy modules are imported by the commands that need them, so ``--help`` answers
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 import typer
@@ -23,9 +25,12 @@ from mistral_chat.cli import (  # noqa: F401
     sessions,
     shell,
 )  # fmt: skip
-from mistral_chat.cli.application import DEFAULT_COMMAND, PROGRAM, app
-from mistral_chat.errors import ClosedPipeError, ExitCode, UsageError, exit_code, sentence
-from quant.errors import QuantError
+from mistral_chat.cli.application import DEFAULT_COMMAND, PROGRAM, app, tell
+from mistral_chat.errors import ClosedPipeError, ExitCode, UsageError, exit_code, is_told, sentence
+from mistral_chat.printable import one_line, printable
+
+LONGEST = 400
+"""Characters of a sentence about an argument; of a longer one the middle is left out."""
 
 
 def with_default_command(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -55,26 +60,46 @@ def _run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
         return int(result or 0)
     except typer.TyperException as error:
-        typer.echo(f"{error.format_message()} See '{PROGRAM} --help'.", err=True)
+        tell(f"{_shortened(one_line(error.format_message()))} See '{PROGRAM} --help'.", err=True)
         return ExitCode.USAGE
     except (BrokenPipeError, ClosedPipeError):
         _drop_output()
         return ExitCode.DONE
-    except (QuantError, OSError) as error:
+    except (KeyboardInterrupt, typer.Abort):
+        return ExitCode.INTERRUPTED
+    except SystemExit:
+        raise
+    except BaseException as error:  # those of libraries in Rust are no Exception
         try:
             if sys.stdout is not None:
                 sys.stdout.flush()
         except OSError:  # a full disk under standard output, most likely the error itself
             _drop_output()
-        typer.echo(sentence(error), err=True)
-        return exit_code(error)
-    except (KeyboardInterrupt, typer.Abort):
-        return ExitCode.INTERRUPTED
+        if is_told(error):
+            tell(sentence(error), err=True)
+            return exit_code(error)
+        # A fault of this program: all that helps to mend it, which may quote files, too.
+        tell(traceback.format_exc(), err=True, end="")
+        return ExitCode.FAILED
+
+
+def _shortened(text: str) -> str:
+    """A sentence about an argument, without the middle of one that is longer than ``LONGEST``."""
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[: LONGEST // 2]} ... {text[-LONGEST // 4 :]}"
 
 
 def _drop_output() -> None:
     """Send what is still buffered nowhere: the interpreter flushes at exit and would complain."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Printable(logging.Formatter):
+    """Logs are read on a terminal, too, and quote what went wrong with a file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def main() -> None:
@@ -83,4 +108,7 @@ def main() -> None:
         # A character that the terminal's encoding lacks becomes a question mark, not an error.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    logs = logging.StreamHandler()
+    logs.setFormatter(_Printable())
+    logging.getLogger().addHandler(logs)
     sys.exit(int(_run(sys.argv[1:])))

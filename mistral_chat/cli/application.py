@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from mistral_chat import __version__
 from mistral_chat.errors import ClosedPipeError
-from mistral_chat.settings import all_settings, setting
+from mistral_chat.printable import printable, printable_json
+from mistral_chat.settings import all_settings, check_text, setting
 
 PROGRAM = "mistral-chat"
 DEFAULT_COMMAND = "chat"
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class _Group(typer.core.TyperGroup):
@@ -27,7 +32,48 @@ class _Group(typer.core.TyperGroup):
             raise ClosedPipeError from error
 
 
-app = typer.Typer(
+class _Command(typer.core.TyperCommand):
+    """A command. Its arguments are looked at before it runs, those of every command here."""
+
+    def invoke(self, ctx: Any) -> Any:
+        rows = {row.flag: row for row in all_settings()}
+        for parameter in self.params:
+            value = ctx.params.get(parameter.name)
+            name = parameter.opts[0] if parameter.opts[0].startswith("-") else "the argument"
+            for each in value if isinstance(value, list | tuple) else [value]:
+                # Paths are no texts: the name of a file may be any bytes.
+                if isinstance(each, str):
+                    check_text(each, name)
+            # One that may be repeated, such as bench's --prefill, is none of the settings.
+            if value is not None and name in rows and not parameter.multiple:
+                rows[name].check(value, name)
+        return super().invoke(ctx)
+
+
+class Application(typer.Typer):
+    """A group of commands that look at their arguments first."""
+
+    def command(self, name: str | None = None, **more: Any) -> Callable[[Function], Function]:
+        """Add a command, as Typer does."""
+        return super().command(name, cls=_Command, **more)
+
+
+def tell(text: str, err: bool = False, end: str = "\n") -> None:
+    """Print a line of what this program says, to be read: nothing in it steers a terminal."""
+    typer.echo(printable(text) + end, nl=False, err=err)
+
+
+def tell_json(text: str) -> None:
+    """Print JSON; the same value everywhere, and nothing in it steers a terminal."""
+    typer.echo(printable_json(text))
+
+
+def tell_content(text: str) -> None:
+    """Print what a person keeps: as it is into a pipe or a file, made printable on a terminal."""
+    typer.echo(printable(text) if sys.stdout.isatty() else text)
+
+
+app = Application(
     name=PROGRAM,
     cls=_Group,
     help="Chat with a language model in this terminal: private, offline, on this computer.",
@@ -89,11 +135,14 @@ def with_settings(command: Callable[..., int]) -> Callable[..., int]:
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing beside the result.")]
+IgnoreMemory = Annotated[
+    bool, typer.Option("--ignore-memory", help="Go on even if memory seems too short.")
+]
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"{PROGRAM} {__version__}")
+        tell(f"{PROGRAM} {__version__}")
         raise typer.Exit
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mistral_chat.cli.application import DEFAULT_COMMAND, PROGRAM, app, with_settings
+from mistral_chat.cli.application import DEFAULT_COMMAND, PROGRAM, IgnoreMemory, app, with_settings
 from mistral_chat.errors import ExitCode, UsageError
 from mistral_chat.settings import Paths, Settings, resolve
 
@@ -52,9 +52,7 @@ def chat(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Say nothing beside the answer.")
     ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Load the model even if memory seems too short.")
-    ] = False,
+    ignore_memory: IgnoreMemory = False,
     *,
     flags: dict[str, Any],
 ) -> int:
@@ -64,7 +62,7 @@ def chat(
 
     from mistral_chat.categories import load_taxonomy
     from mistral_chat.engine import sampling_of
-    from mistral_chat.inputs import gather, standard_input
+    from mistral_chat.inputs import gather, most_bytes, standard_input
     from mistral_chat.oneshot import Form, answer
     from mistral_chat.render import Notes
 
@@ -76,20 +74,22 @@ def chat(
     words, files = prompt or [], file or []
     stdin = standard_input(words, files)
     if words or files or stdin is not None:
-        text = gather(words, files, stdin)
+        most, refused = most_bytes(settings.context)
+        text = gather(words, files, stdin, most=most, refused=refused)
         form = Form(as_json, as_jsonl, not no_stream)
-        with closing(_store(settings, paths, go_on, session)) as store:
+        with closing(_store(settings, paths, notes, go_on, session)) as store:
             with notes.progress() as progress:
-                talk = _open(settings, paths, notes, progress, store, force)
+                talk = _open(settings, paths, notes, progress, store, ignore_memory)
             code = answer(talk, text, notes, form, sys.stdout)
-            talk.save_cache()
+            talk.keep_cache(notes.warn)
         return code
     if sys.stdin is None or not sys.stdout.isatty() or as_json or as_jsonl:
         raise UsageError(
             f'There is nothing to answer; write a question: {PROGRAM} "your question".'
         )
-    with closing(_store(settings, paths, go_on, session) or _new_store(settings, paths)) as store:
-        _talk(settings, paths, notes, store, force)
+    kept = _store(settings, paths, notes, go_on, session) or _new_store(settings, paths)
+    with closing(kept) as store:
+        _talk(settings, paths, notes, store, ignore_memory)
     return ExitCode.DONE
 
 
@@ -99,7 +99,7 @@ def _open(
     notes: Notes,
     progress: Progress,
     store: SessionFile | None,
-    force: bool,
+    ignore_memory: bool,
 ) -> Chat:
     """The chat, with its model loaded, and the moderator where one is asked for."""
     from mistral_chat.chat import Chat
@@ -108,13 +108,13 @@ def _open(
     from mistral_chat.moderation import moderator_settings
 
     def load_now(name: str) -> ChatEngine:
-        return ChatEngine.open(moderator_settings(settings, name), paths, progress, force)
+        return ChatEngine.open(moderator_settings(settings, name), paths, progress, ignore_memory)
 
     def load_later(name: str) -> ChatEngine:
         with notes.progress() as later:
-            return ChatEngine.open(moderator_settings(settings, name), paths, later, force)
+            return ChatEngine.open(moderator_settings(settings, name), paths, later, ignore_memory)
 
-    engine = ChatEngine.open(settings, paths, progress, force)
+    engine = ChatEngine.open(settings, paths, progress, ignore_memory)
     talk = Chat(engine, settings, store=store, load_moderator=load_now)
     if settings.guardrail in MODERATING:
         # Now, so that categories or a model that cannot be used are told before a question.
@@ -135,10 +135,13 @@ def closing(store: SessionFile | None) -> Iterator[SessionFile | None]:
 
 
 def _store(
-    settings: Settings, paths: Paths, go_on: bool, session: str | None
+    settings: Settings, paths: Paths, notes: Notes, go_on: bool, session: str | None
 ) -> SessionFile | None:
-    """The session that was asked for, if one was. Raises UsageError for what cannot be."""
-    from mistral_chat.sessions import SUFFIX, SessionFile, checked_name, list_sessions
+    """The session that was asked for, if one was. Raises UsageError for what cannot be.
+
+    What is damaged of it is told at once: loading the model may fail, or take long.
+    """
+    from mistral_chat.sessions import SUFFIX, SessionFile, checked_name, list_sessions, sweep
 
     if not go_on and session is None:
         return None
@@ -147,16 +150,23 @@ def _store(
     if session is not None:
         if go_on:
             raise UsageError("--continue and --session exclude each other; give one of them.")
-        return SessionFile.open(paths.sessions / (checked_name(session) + SUFFIX))
-    entries = list_sessions(paths.sessions)
-    if not entries:
-        raise UsageError("No session was kept yet; begin one without --continue.")
-    return SessionFile.open(entries[0].path)
+        path = paths.sessions / (checked_name(session) + SUFFIX)
+    else:
+        entries = list_sessions(paths.sessions)
+        if not entries:
+            raise UsageError("No session was kept yet; begin one without --continue.")
+        path = entries[0].path
+    sweep(paths.sessions)
+    store = SessionFile.open(path)
+    if store.notice is not None:
+        notes.warn(store.notice)
+    return store
 
 
 def _new_store(settings: Settings, paths: Paths) -> SessionFile | None:
-    from mistral_chat.sessions import SUFFIX, SessionFile, new_name
+    from mistral_chat.sessions import SUFFIX, SessionFile, new_name, sweep
 
+    sweep(paths.sessions)
     if settings.private:
         return None
     return SessionFile.open(paths.sessions / (new_name() + SUFFIX))
@@ -167,7 +177,7 @@ def _unseen(_label: str, _done: int, _total: int) -> None:
 
 
 def _talk(
-    settings: Settings, paths: Paths, notes: Notes, store: SessionFile | None, force: bool
+    settings: Settings, paths: Paths, notes: Notes, store: SessionFile | None, ignore_memory: bool
 ) -> None:
     """The prompt, while the model loads behind it."""
     import threading
@@ -178,12 +188,12 @@ def _talk(
     from mistral_chat.repl import Repl, open_repl
 
     def open_chat(progress: Progress) -> Chat:
-        return _open(settings, paths, notes, progress, store, force)
+        return _open(settings, paths, notes, progress, store, ignore_memory)
 
     def switch(name: str) -> ChatEngine:
         with notes.progress() as progress:
             changed = replace(settings, model=name)
-            return ChatEngine.open(changed, paths, progress, force)
+            return ChatEngine.open(changed, paths, progress, ignore_memory)
 
     future: Future[Chat] = Future()
     if needs_foreground(settings, paths):

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mistral_chat.cli.application import AsJson, app, option
+from mistral_chat.cli.application import AsJson, app, option, tell_json
 from mistral_chat.errors import ExitCode, UsageError
 from mistral_chat.settings import Paths, resolve
 
@@ -57,8 +57,9 @@ def template(
     from mistral_chat.render import Notes
     from mistral_chat.template_view import TemplateView
     from mistral_chat.templates import template_for
+    from mistral_chat.texts import MOST_BYTES
 
-    messages = read_conversation(read_input(conversation))
+    messages = read_conversation(read_input(conversation, MOST_BYTES))
     if tokenizer is None:
         with Notes().progress() as progress:
             tokenizer = locate(settings.model, paths, progress)
@@ -66,7 +67,7 @@ def template(
     chosen = template_for(vocabulary, template_options(settings, neutralize), version)
     view = TemplateView.of(vocabulary, chosen, messages)
     if as_json:
-        typer.echo(view.to_json())
+        tell_json(view.to_json())
     else:
         view.print(sys.stdout)
     return ExitCode.DONE
@@ -78,19 +79,18 @@ def info(
     as_json: AsJson = False,
 ) -> int:
     """Show what a checkpoint is: family, geometry, window, tokenizer, quantization, size."""
-    from rich.console import Console
-
     from mistral_chat.info import inspect
     from mistral_chat.models import locate
     from mistral_chat.render import Notes
+    from mistral_chat.screen import Screen
 
     with Notes().progress() as progress:
         place = locate(path, Paths.from_environment(os.environ), progress)
     report = inspect(place)
     if as_json:
-        typer.echo(report.to_json())
+        tell_json(report.to_json())
     else:
-        report.print(Console(soft_wrap=True))
+        report.print(Screen(soft_wrap=True))
     return ExitCode.DONE
 
 
@@ -101,11 +101,10 @@ def plan_memory(
     as_json: AsJson = False,
 ) -> int:
     """Show the memory a model needs, to chat and to be quantized; nothing is loaded."""
-    from rich.console import Console
-
     from mistral_chat.models import locate
     from mistral_chat.planning import plan
     from mistral_chat.render import Notes
+    from mistral_chat.screen import Screen
 
     paths = Paths.from_environment(os.environ)
     settings = resolve({"context": context}, os.environ, paths)
@@ -113,7 +112,7 @@ def plan_memory(
         place = locate(model, paths, progress)
     result = plan(place, settings.context)
     if as_json:
-        typer.echo(result.to_json())
+        tell_json(result.to_json())
     else:
-        result.print(Console(soft_wrap=True))
+        result.print(Screen(soft_wrap=True))
     return ExitCode.DONE

@@ -7,30 +7,41 @@ from typing import Annotated
 
 import typer
 
-from mistral_chat.cli.application import AsJson, Quiet, app, option
+from mistral_chat.cli.application import AsJson, Quiet, app, option, tell_json
 from mistral_chat.errors import ExitCode
 from mistral_chat.settings import Paths, resolve, setting
+
+MOST_TOKENS, MOST_ROUNDS, MOST_LAYERS = 1 << 20, 1000, 1000
+"""What may be measured: more is a slip of the finger, and would take all memory or days."""
 
 
 @app.command()
 def bench(
     prefill: Annotated[
         list[int] | None,
-        typer.Option(help="Length of a prompt to read; may be repeated.", min=1, metavar="TOKENS"),
+        typer.Option(
+            help="Length of a prompt to read; may be repeated.",
+            min=1,
+            max=MOST_TOKENS,
+            metavar="TOKENS",
+        ),
     ] = None,
     depth: Annotated[
         list[int] | None,
-        typer.Option(help="Tokens in the cache while decoding; may be repeated.", min=0),
+        typer.Option(
+            help="Tokens in the cache while decoding; may be repeated.", min=0, max=MOST_TOKENS
+        ),
     ] = None,
     rounds: Annotated[
-        int, typer.Option(help="Measurements of each; medians are shown.", min=1)
+        int, typer.Option(help="Measurements of each; medians are shown.", min=1, max=MOST_ROUNDS)
     ] = 5,
     geometry: Annotated[
         str | None,
         typer.Option(help="Random weights of known shapes, without a file: mistral-7b, ..."),
     ] = None,
     layers: Annotated[
-        int | None, typer.Option(help="With --geometry: layers, instead of all.", min=1)
+        int | None,
+        typer.Option(help="With --geometry: layers, instead of all.", min=1, max=MOST_LAYERS),
     ] = None,
     bits: Annotated[int, typer.Option(help="With --geometry: 4 or 8.")] = 4,
     group_size: Annotated[int, typer.Option(help="With --geometry: 32, 64 or 128.")] = 64,
@@ -50,10 +61,9 @@ def bench(
     paths = Paths.from_environment(os.environ)
     settings = resolve(flags, os.environ, paths)
 
-    from rich.console import Console
-
     from mistral_chat.bench import Plan, run_benchmark
     from mistral_chat.render import Notes
+    from mistral_chat.screen import Screen
 
     plan = Plan(
         prefill or [128, 512], depth or [0, 1024], rounds, geometry, layers, bits, group_size,
@@ -62,9 +72,9 @@ def bench(
     with Notes(quiet).progress() as progress:
         report = run_benchmark(plan, settings, paths, progress)
     if as_json:
-        typer.echo(report.to_json())
+        tell_json(report.to_json())
     else:
-        report.print(Console())
+        report.print(Screen())
     return ExitCode.DONE
 
 
@@ -94,5 +104,5 @@ def warmup(
         report = warm_up(kinds, progress)
     notes.say(report.sentence())
     if as_json:
-        typer.echo(report.to_json())
+        tell_json(report.to_json())
     return ExitCode.DONE

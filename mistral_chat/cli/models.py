@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mistral_chat.cli.application import AsJson, Quiet, app, option
+from mistral_chat.cli.application import AsJson, Quiet, app, option, tell, tell_json
 from mistral_chat.errors import ExitCode, UsageError
 from mistral_chat.settings import Paths
 
@@ -32,12 +32,12 @@ def models(
             }
             for entry in entries
         ]
-        typer.echo(json.dumps(rows, ensure_ascii=False))
+        tell_json(json.dumps(rows, ensure_ascii=False))
         return ExitCode.DONE
     for entry in entries:
         size = f"{entry.size / 1e6:.0f} MB"
         state = size if entry.path else f"not here yet, {size} to download"
-        typer.echo(f"{entry.name}\t{state}\t{entry.description}")
+        tell(f"{entry.name}\t{state}\t{entry.description}")
     return ExitCode.DONE
 
 
@@ -81,10 +81,10 @@ def pull(
         wish = Wish(recipe, force, not no_check, threads)
         result = carry_out(name, wish, Paths.from_environment(os.environ), progress)
     if as_json:
-        typer.echo(result.to_json())
+        tell_json(result.to_json())
     else:
         for line in result.sentences():
-            typer.echo(line)
+            tell(line)
     return ExitCode.DONE
 
 

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mistral_chat.cli.application import PROGRAM, AsJson, Quiet, app, option
+from mistral_chat.cli.application import (
+    PROGRAM,
+    AsJson,
+    IgnoreMemory,
+    Quiet,
+    app,
+    option,
+    tell_json,
+)
 from mistral_chat.errors import ExitCode, UsageError
 from mistral_chat.messages import Role
 from mistral_chat.settings import Paths, resolve
@@ -64,9 +72,7 @@ def moderate(
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Load the model even if memory seems too short.")
-    ] = False,
+    ignore_memory: IgnoreMemory = False,
     model: Annotated[str | None, option("model", "-m")] = None,
     moderator: Annotated[str | None, option("moderator")] = None,
     categories: Annotated[str | None, option("categories")] = None,
@@ -91,12 +97,14 @@ def moderate(
     from mistral_chat.categories import PAPER, load_taxonomy
     from mistral_chat.engine import ChatEngine
     from mistral_chat.evaluation import SHIPPED, shipped_examples
-    from mistral_chat.inputs import gather, read_file, standard_input
+    from mistral_chat.files import read_file, read_stream
+    from mistral_chat.inputs import gather, standard_input
     from mistral_chat.models import caution
     from mistral_chat.moderating import check_target, read_lines
     from mistral_chat.moderating import save_categories as save
     from mistral_chat.moderation import moderator_settings, open_moderator
     from mistral_chat.render import Notes
+    from mistral_chat.texts import MOST_BYTES
 
     # Looked at before a model is loaded, which takes longer.
     taxonomy = load_taxonomy(settings.categories or PAPER)
@@ -114,7 +122,7 @@ def moderate(
     def opened() -> Moderator:
         with notes.progress() as progress:
             chosen = moderator_settings(settings, settings.moderator or settings.model)
-            engine = ChatEngine.open(chosen, paths, progress, force)
+            engine = ChatEngine.open(chosen, paths, progress, ignore_memory)
         told = caution(engine.name)
         if told is not None:
             notes.say(told)
@@ -131,21 +139,22 @@ def moderate(
     if as_jsonl:
         if words or files or stdin is None:
             raise UsageError("--jsonl reads lines of JSON from standard input; pipe them in.")
-        lines = read_lines(stdin.read(), "standard input", Role(role))
+        data = read_stream(stdin, "standard input")
+        lines = read_lines(data, "standard input", Role(role))
         return _judge_lines(opened(), lines)
     if not (words or files or stdin is not None):
         raise UsageError(f'There is no text to classify; write one: {PROGRAM} moderate "a text".')
-    whole = gather(words, files, stdin, f'{PROGRAM} moderate "a text"')
+    example = f'{PROGRAM} moderate "a text"'
+    whole = gather(words, files, stdin, example, MOST_BYTES)
     return _judge_text(opened(), whole, Role(role), as_json, notes)
 
 
 def _judge_text(
     moderator: Moderator, text: str, role: Role, as_json: bool, notes: Notes
 ) -> ExitCode:
-    from rich.console import Console
-
     from mistral_chat.engine import stopped_by_interrupt
     from mistral_chat.moderating import to_json, verdict_table
+    from mistral_chat.screen import Screen
 
     with stopped_by_interrupt() as cancel, notes.progress() as progress:
 
@@ -157,9 +166,9 @@ def _judge_text(
     if verdict is None:
         return ExitCode.INTERRUPTED
     if as_json:
-        typer.echo(to_json({"model": moderator.name, **verdict.record()}))
+        tell_json(to_json({"model": moderator.name, **verdict.record()}))
     else:
-        Console().print(verdict_table(verdict, moderator.taxonomy))
+        Screen().print(verdict_table(verdict, moderator.taxonomy))
     return ExitCode.REFUSED if verdict.refused else ExitCode.DONE
 
 
@@ -173,7 +182,7 @@ def _judge_lines(moderator: Moderator, lines: Sequence[Line]) -> ExitCode:
             verdict = moderator.judge(line.text, line.role, line.question, cancel=cancel)
             if verdict is None:
                 return ExitCode.INTERRUPTED
-            typer.echo(to_json({**line.values, "verdict": verdict.record()}))
+            tell_json(to_json({**line.values, "verdict": verdict.record()}))
             refused |= verdict.refused
     return ExitCode.REFUSED if refused else ExitCode.DONE
 
@@ -187,11 +196,10 @@ def _evaluate(
     as_json: bool,
     notes: Notes,
 ) -> ExitCode:
-    from rich.console import Console
-
     from mistral_chat.engine import stopped_by_interrupt
     from mistral_chat.evaluation import evaluate, read_examples
     from mistral_chat.moderating import evaluation_report, save_categories, save_plot, to_json
+    from mistral_chat.screen import Screen
 
     examples = read_examples(data, place, moderator.taxonomy)
     with stopped_by_interrupt() as cancel, notes.progress() as progress:
@@ -204,9 +212,9 @@ def _evaluate(
     if evaluation is None:
         return ExitCode.INTERRUPTED
     if as_json:
-        typer.echo(to_json(evaluation.record()))
+        tell_json(to_json(evaluation.record()))
     else:
-        Console().print(evaluation_report(evaluation))
+        Screen().print(evaluation_report(evaluation))
     if plot is not None:
         save_plot(evaluation, plot)
     if categories is not None:

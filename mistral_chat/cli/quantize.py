@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mistral_chat.cli.application import AsJson, Quiet, app, option
+from mistral_chat.cli.application import (
+    AsJson,
+    IgnoreMemory,
+    Quiet,
+    app,
+    option,
+    tell,
+    tell_json,
+)
 from mistral_chat.errors import ExitCode, UsageError
-from mistral_chat.settings import Paths
+from mistral_chat.settings import Paths, brief
 from quant.errors import SpecError
 
 if TYPE_CHECKING:
@@ -26,7 +34,14 @@ def quantize_weights(
         typer.Argument(help="The folder to make; none with --compare.", show_default=False),
     ] = None,
     bits: Annotated[int, typer.Option(help="4 or 8.")] = 4,
-    group_size: Annotated[int, typer.Option(help="Weights that share a scale: 32, 64, 128.")] = 64,
+    group_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Weights that share a scale: 32, 64, 128.  [default: 64, or 32 where 64 do not "
+            "divide the model's columns]",
+            show_default=False,
+        ),
+    ] = None,
     method: Annotated[
         str,
         typer.Option(
@@ -64,40 +79,62 @@ def quantize_weights(
     ] = False,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Replace a target; go on even if memory seems too short."),
+        typer.Option("--force", help="Replace the target, if it is a model made by this program."),
     ] = False,
+    ignore_memory: IgnoreMemory = False,
     threads: Annotated[int | None, option("threads")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> int:
     """Make a small model of a large one, in bounded memory; goes on where it was interrupted."""
     from mistral_chat.download import workspace
+    from mistral_chat.files import decode
     from mistral_chat.inputs import read_input
     from mistral_chat.models import locate
     from mistral_chat.quantizing import Comparison, Order, Quantized, compare_methods
     from mistral_chat.quantizing import quantize_weights as carry_out
     from mistral_chat.render import Notes
-    from mistral_chat.texts import decode
+    from mistral_chat.texts import MOST_BYTES
     from quant import QuantSpec
+    from quant.checkpoints import DEFAULT_SPEC, fitting_spec, open_checkpoint
     from quant.quantizers.recipe import Recipe
 
     if compare == (target is not None):
         raise UsageError("Name a target to make, or ask for --compare without one.")
-    try:
-        recipe = Recipe(
-            spec=QuantSpec(bits, group_size, symmetric),
-            head=QuantSpec(head_bits, group_size, symmetric),
-            method=method,
-            rules=tuple(_rule(text, group_size, symmetric) for text in tensor or ()),
-        )
-    except SpecError as error:
-        raise UsageError(str(error)) from error
-    text = None if calibrate is None else decode(read_input(calibrate), str(calibrate))
+
+    def recipe_for(columns: int) -> Recipe:
+        """What is asked for, in groups of so many columns."""
+        try:
+            return Recipe(
+                spec=QuantSpec(bits, columns, symmetric),
+                head=QuantSpec(head_bits, columns, symmetric),
+                method=method,
+                rules=tuple(_rule(each, columns, symmetric) for each in tensor or ()),
+            )
+        except SpecError as error:
+            raise UsageError(str(error)) from error
+
+    recipe = recipe_for(group_size or DEFAULT_SPEC.group_size)
+    text = None
+    if calibrate is not None:
+        data = read_input(calibrate, MOST_BYTES)
+        text = decode(data, str(calibrate))
     paths = Paths.from_environment(os.environ)
     with Notes(quiet).progress() as progress:
         place = locate(source, paths, progress)
+        if group_size is None:
+            recipe = recipe_for(fitting_spec(open_checkpoint(place).config).group_size)
         order = Order(
-            place, target or place, recipe, text, not no_check, force, requantize, rotate, threads
+            place,
+            target or place,
+            recipe,
+            text,
+            check=not no_check,
+            force=force,
+            ignore_memory=ignore_memory,
+            requantize=requantize,
+            rotate=rotate,
+            threads=threads,
         )
         result: Quantized | Comparison
         if compare:
@@ -106,10 +143,10 @@ def quantize_weights(
         else:
             result = carry_out(order, progress)
     if as_json:
-        typer.echo(result.to_json())
+        tell_json(result.to_json())
     else:
         for line in result.sentences():
-            typer.echo(line)
+            tell(line)
     return ExitCode.DONE
 
 
@@ -126,31 +163,32 @@ def perplexity(
         str | None,
         typer.Option(help="Another model of the same shape to compare with.", show_default=False),
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Load the model even if memory seems too short.")
-    ] = False,
+    ignore_memory: IgnoreMemory = False,
     threads: Annotated[int | None, option("threads")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> int:
     """Measure how well a model predicts a text, and how far it is from another."""
+    from mistral_chat.files import decode
     from mistral_chat.inputs import read_input
     from mistral_chat.models import locate
     from mistral_chat.quantizing import measure_perplexity
     from mistral_chat.render import Notes
-    from mistral_chat.texts import decode
+    from mistral_chat.texts import MOST_BYTES
 
     paths = Paths.from_environment(os.environ)
-    content = None if text is None else decode(read_input(text), str(text))
+    content = None
+    if text is not None:
+        content = decode(read_input(text, MOST_BYTES), str(text))
     with Notes(quiet).progress() as progress:
         path = locate(model, paths, progress)
         reference = None if against is None else locate(against, paths, progress)
-        result = measure_perplexity(path, content, reference, threads, progress, force)
+        result = measure_perplexity(path, content, reference, threads, progress, ignore_memory)
     if as_json:
-        typer.echo(result.to_json())
+        tell_json(result.to_json())
     else:
         for line in result.sentences():
-            typer.echo(line)
+            tell(line)
     return ExitCode.DONE
 
 
@@ -158,6 +196,7 @@ def _rule(text: str, group_size: int, symmetric: bool) -> tuple[str, QuantSpec]:
     from quant import QuantSpec
 
     pattern, equals, bits = text.partition("=")
-    if not (pattern and equals and bits.isdecimal()):
-        raise UsageError(f"--tensor is PATTERN=BITS, such as 'layers.0.*=8', not {text!r}.")
+    # Any number of more digits is no count of bits; Python reads none of thousands of them.
+    if not (pattern and equals and bits.isdecimal() and len(bits) < 4):
+        raise UsageError(f"--tensor is PATTERN=BITS, such as 'layers.0.*=8', not {brief(text)}.")
     return pattern, QuantSpec(int(bits), group_size, symmetric)

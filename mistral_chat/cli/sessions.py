@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
-from mistral_chat.cli.application import AsJson, app
+from mistral_chat.cli.application import Application, AsJson, app, tell, tell_content, tell_json
 from mistral_chat.errors import ExitCode, UsageError
 from mistral_chat.settings import Paths
 
-sessions = typer.Typer(
+sessions = Application(
     help="List, search, rename, remove and export the talks that were kept.",
     invoke_without_command=True,
     rich_markup_mode=None,
@@ -48,16 +48,20 @@ def rename(
     from mistral_chat.sessions import SessionFile, find_session
 
     session = SessionFile.open(find_session(_folder().sessions, name))
-    session.rename(new_name)
-    session.close()
+    try:
+        _tell(session.notice)
+        session.rename(new_name)
+    finally:
+        session.close()
     return ExitCode.DONE
 
 
 @sessions.command("rm")
 def remove(name: Annotated[list[str], typer.Argument(help="Names of sessions.")]) -> int:
     """Remove sessions, and what was kept of what the model had read."""
-    from mistral_chat.sessions import remove_session
+    from mistral_chat.sessions import remove_session, sweep
 
+    sweep(_folder().sessions)
     for each in name:
         remove_session(_folder().sessions, each)
     return ExitCode.DONE
@@ -71,24 +75,41 @@ def export(
         typer.Option("--format", help="markdown, or json as 'mistral-chat template' reads it."),
     ] = "markdown",
 ) -> int:
-    """Print a session as Markdown or JSON."""
-    from mistral_chat.sessions import find_session, read_talk, to_json, to_markdown
+    """Print a session as Markdown or JSON; of a damaged one what is whole, with exit code 1."""
+    from mistral_chat.sessions import (
+        damage_told,
+        find_session,
+        read_session,
+        to_json,
+        to_markdown,
+    )
 
-    talk = read_talk(find_session(_folder().sessions, name))
+    reading = read_session(find_session(_folder().sessions, name))
     if form not in ("markdown", "json"):
         raise UsageError(f"--format is markdown or json, not {form!r}.")
-    typer.echo(to_json(talk) if form == "json" else to_markdown(name, talk))
-    return ExitCode.DONE
+    talk = reading.talk
+    if form == "json":
+        tell_json(to_json(talk))
+    else:
+        tell_content(to_markdown(name, talk))
+    _tell(damage_told(name, reading))
+    return ExitCode.DONE if reading.damaged is None else ExitCode.FAILED
 
 
 def _folder() -> Paths:
     return Paths.from_environment(os.environ)
 
 
-def _list(text: str, as_json: bool) -> int:
-    from mistral_chat.sessions import list_sessions
+def _tell(told: str | None) -> None:
+    if told is not None:
+        tell(told, err=True)
 
-    entries = list_sessions(_folder().sessions, text)
+
+def _list(text: str, as_json: bool) -> int:
+    from mistral_chat.sessions import list_sessions, sweep
+
+    sweep(_folder().sessions)
+    entries = list_sessions(_folder().sessions, text, _tell)
     if as_json:
         rows = [
             {
@@ -98,13 +119,14 @@ def _list(text: str, as_json: bool) -> int:
                 "turns": entry.turns,
                 "title": entry.title,
                 "cache_bytes": entry.cache_bytes,
+                "damaged": entry.damaged,
             }
             for entry in entries
         ]
-        typer.echo(json.dumps(rows, ensure_ascii=False))
+        tell_json(json.dumps(rows, ensure_ascii=False))
         return ExitCode.DONE
     for entry in entries:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.modified))
         kept = f"{entry.cache_bytes / 1e6:.0f} MB of cache" if entry.cache_bytes else ""
-        typer.echo(f"{entry.name}\t{when}\t{entry.turns} turns\t{kept}\t{entry.title}")
+        tell(f"{entry.name}\t{when}\t{entry.turns} turns\t{kept}\t{entry.title}")
     return ExitCode.DONE

@@ -9,8 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
-from mistral_chat.cli.application import DEFAULT_COMMAND, AsJson, app, with_settings
+from mistral_chat.cli.application import (
+    DEFAULT_COMMAND,
+    AsJson,
+    app,
+    tell,
+    tell_json,
+    with_settings,
+)
 from mistral_chat.errors import ExitCode, UsageError
+from mistral_chat.printable import printable
 from mistral_chat.settings import Paths, all_settings, resolve
 
 MODEL_ARGUMENTS = ("info", "plan", "perplexity", "quantize-weights", "pull", "rm")
@@ -28,7 +36,7 @@ def config(as_json: AsJson = False, *, flags: dict[str, Any]) -> int:
         for name in (row.name for row in all_settings())
     ]
     if as_json:
-        typer.echo(json.dumps({"file": str(paths.config_file), "settings": rows}))
+        tell_json(json.dumps({"file": str(paths.config_file), "settings": rows}))
         return ExitCode.DONE
     width = max(len(str(row["name"])) for row in rows)
     shown = {None: "(not set)", True: "on", False: "off"}
@@ -36,8 +44,8 @@ def config(as_json: AsJson = False, *, flags: dict[str, Any]) -> int:
         value = row["value"]
         if value is None or isinstance(value, bool):
             value = shown[value]
-        typer.echo(f"{row['name']:<{width}}  {value}  ({row['source']})")
-    typer.echo(f"The file is {paths.config_file}.", err=True)
+        tell(f"{row['name']:<{width}}  {value}  ({row['source']})")
+    tell(f"The file is {paths.config_file}.", err=True)
     return ExitCode.DONE
 
 
@@ -45,16 +53,15 @@ def config(as_json: AsJson = False, *, flags: dict[str, Any]) -> int:
 @with_settings
 def doctor(as_json: AsJson = False, *, flags: dict[str, Any]) -> int:
     """Show what this computer is, what of it is used, and what is amiss."""
-    from rich.console import Console
-
     from mistral_chat.doctor import examine
+    from mistral_chat.screen import Screen
 
     paths = Paths.from_environment(os.environ)
     report = examine(resolve(flags, os.environ, paths), paths, os.environ)
     if as_json:
-        typer.echo(report.to_json())
+        tell_json(report.to_json())
     else:
-        report.print(Console(soft_wrap=True))
+        report.print(Screen(soft_wrap=True))
     return ExitCode.DONE
 
 
@@ -67,7 +74,7 @@ def print_completions(
 
     if shell not in SCRIPTS:
         raise UsageError(f"Completions are for {', '.join(SCRIPTS)}, not {shell!r}.")
-    typer.echo(SCRIPTS[shell], nl=False)
+    tell(SCRIPTS[shell], end="")
     return ExitCode.DONE
 
 
@@ -75,7 +82,7 @@ def print_completions(
 def complete(words: Annotated[list[str] | None, typer.Argument()] = None) -> int:
     """Print what may stand in place of the last word, a line each."""
     for word in candidates(words or [""], Paths.from_environment(os.environ)):
-        typer.echo(word)
+        tell(word)
     return ExitCode.DONE
 
 
@@ -118,7 +125,8 @@ def candidates(words: list[str], paths: Paths) -> list[str]:
         found = [name for name, each in inner.items() if not each.hidden]
     else:
         found = ()
-    return sorted({word for word in found if word.startswith(last)})
+    # A name that cannot be shown as it is cannot be typed either.
+    return sorted({word for word in found if word.startswith(last) and printable(word) == word})
 
 
 def _choices(flag: str) -> tuple[str, ...] | None:

@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from jinja2 import TemplateSyntaxError, nodes
 
 from mistral_chat.errors import UsageError
-from mistral_chat.messages import CONTROLS, Message, Role
+from mistral_chat.messages import Message, Role
+from mistral_chat.printable import without_controls
 from mistral_chat.templates.budget import (
     Budget,
     TemplateFaultError,
@@ -253,7 +254,7 @@ def _parsed(source: str) -> nodes.Template:
 
 def _reason(error: Exception) -> str:
     """What an exception says, on one line that steers no terminal and is not long."""
-    text = " ".join(str(error).translate(CONTROLS).split())
+    text = " ".join(without_controls(str(error)).split())
     text = text.encode("utf-8", "replace").decode("utf-8")
     return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}…"
 

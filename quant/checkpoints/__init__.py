@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..config import ModelConfig
 from ..errors import CheckpointError, SpecError
 from ..model import Model
 from ..qtensor import QuantSpec, QuantTensor
 from ..quantizers.recipe import Recipe
-from ..weights import MATRICES, Layer, Matrix, Weights, check_shapes
+from ..weights import MATRICES, Layer, Matrix, Weights
 from .checkpoint import Checkpoint
 from .comparison import compare as compare
 from .conversion import Calibration as Calibration
@@ -19,13 +21,26 @@ from .dequantized import Dequantized
 from .folders import CONFIG, CONSOLIDATED, INDEX, PARAMS, SINGLE, open_huggingface, open_mistral
 from .gguf import GGUFCheckpoint
 from .names import tensor_names
-from .native import WEIGHTS, Job, NativeCheckpoint, write
+from .native import WEIGHTS, NativeCheckpoint
 from .pickles import refuse_pickle, refuse_pickles
 from .rotated import Rotated
+from .writing import Job, write
 
 ROTATION_SEED = 1
 
 DEFAULT_SPEC = QuantSpec(bits=4, group_size=64, symmetric=False)
+
+
+def fitting_spec(config: ModelConfig, spec: QuantSpec = DEFAULT_SPEC) -> QuantSpec:
+    """``spec``, or the same with groups of 32 where its own do not fill a matrix's columns.
+
+    >>> from quant.bench import MISTRAL_7B
+    >>> fitting_spec(MISTRAL_7B).group_size
+    64
+    """
+    widths = [columns for _, columns in config.matrices().values()]
+    fits = all(columns % spec.group_size == 0 for columns in widths)
+    return spec if fits else replace(spec, group_size=32)
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -45,6 +60,12 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if (place / PARAMS).exists() and any(place.glob(CONSOLIDATED)):
         return open_mistral(place)
     refuse_pickles(place)
+    ggufs = sorted(path.name for path in place.glob("*.gguf"))
+    if ggufs:
+        raise CheckpointError(
+            f"{place} is a folder of GGUF files; name the file: {place / ggufs[0]}"
+            + (f" (or another of {len(ggufs)})." if len(ggufs) > 1 else ".")
+        )
     raise CheckpointError(
         f"The folder {place} holds no model: there is neither {SINGLE} (or its index) with "
         f"{CONFIG}, nor consolidated.safetensors with {PARAMS}."
@@ -79,7 +100,6 @@ def load(path: str | Path, spec: QuantSpec | None = None) -> Model:
         norm=_floats(read("norm")),
         head=embedding if config.tie_word_embeddings else read("head"),
     )
-    check_shapes(weights, config)
     return Model(config, weights, checkpoint.source, checkpoint.digest)
 
 

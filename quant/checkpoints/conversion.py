@@ -30,7 +30,7 @@ from ..quantizers import (
 )
 from ..quantizers.grids import searched_grids, spanning_grids
 from ..quantizers.recipe import Recipe
-from ..weights import Matrix
+from ..weights import Matrix, check_finite
 from .checkpoint import Checkpoint
 
 SLAB_WEIGHTS = 1 << 20
@@ -86,6 +86,7 @@ class Conversion:
         shape, packed = self._checkpoint.describe(name)
         if packed is not None or len(shape) < 2:
             tensor = self._checkpoint.read(name)
+            check_finite(name, tensor)
             if name in self._checkpoint.import_errors:
                 self.errors[name] = self._checkpoint.import_errors[name]
         else:

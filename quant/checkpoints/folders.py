@@ -6,11 +6,14 @@ Both lay out the same tensors under other names (``names.py``). Hugging Face's r
 
 from __future__ import annotations
 
+import fnmatch
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import ModelConfig, from_huggingface, from_params, read_json
+from ..config import ModelConfig, read_json
+from ..config_formats import from_huggingface, from_params
 from ..errors import CheckpointError, ConfigError
 from ..qtensor import Floats, QuantSpec
 from ..weights import Matrix
@@ -21,9 +24,66 @@ CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PARAMS, CONSOLIDATED = "params.json", "consolidated*.safetensors"
 
+MOST_INDEX = 1 << 25
+"""Bytes of the largest index that is read."""
+
+SAFETENSORS = ".safetensors"
+
 _HARMLESS = re.compile(r".*rotary_emb\.inv_freq|lm_head\.weight|output\.weight")
 """Tensors that may be stored beside those that are read: RoPE's frequencies follow from its base,
 and with tied embeddings the head is a copy."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenFiles:
+    """The files of a folder that are its model: all others beside them do not count.
+
+    ``index`` is the name of the index where one names the ``weights``, else None.
+    """
+
+    config: str
+    weights: tuple[str, ...]
+    index: str | None = None
+
+
+def choose_files(names: Collection[str], read_index: Callable[[], object]) -> ChosenFiles | None:
+    """Which files are the model in a folder that holds files of these names; None for no model.
+
+    Hugging Face's come before Mistral's, and the one file before an index, as in transformers: its
+    ``save_pretrained`` leaves the index of an earlier, larger save behind. ``read_index`` is called
+    for the content of the index where it counts. Raises what :func:`shards` raises.
+
+    >>> choose_files({"config.json", "model.safetensors", INDEX}, dict).weights
+    ('model.safetensors',)
+    """
+    if CONFIG in names and SINGLE in names:
+        return ChosenFiles(CONFIG, (SINGLE,))
+    if CONFIG in names and INDEX in names:
+        return ChosenFiles(CONFIG, tuple(sorted(set(shards(read_index()).values()))), INDEX)
+    consolidated = sorted(fnmatch.filter(names, CONSOLIDATED))
+    if PARAMS in names and consolidated:
+        return ChosenFiles(PARAMS, tuple(consolidated))
+    return None
+
+
+def shards(index: object, place: object = INDEX) -> dict[str, str]:
+    """The file that an index, which lies at ``place``, names for each tensor.
+
+    Raises :class:`~quant.errors.ConfigError` where it names none, and
+    :class:`~quant.errors.CheckpointError` where a name is not that of a safetensors file in the
+    same folder.
+    """
+    named = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(named, dict) or not named:
+        raise ConfigError(f"{place} has no weight_map; fetch it again.")
+    if not all(isinstance(file, str) for file in named.values()):
+        raise ConfigError(f"{place} has no weight_map of names; fetch it again.")
+    for file in named.values():
+        if Path(file).name != file or "\\" in file:
+            raise CheckpointError(f"{place} names {file!r}, which is outside the folder.")
+        if not file.endswith(SAFETENSORS):
+            raise CheckpointError(f"{place} names {file!r}, which is no safetensors file.")
+    return named
 
 
 class FolderCheckpoint:
@@ -106,7 +166,9 @@ def open_huggingface(folder: Path) -> FolderCheckpoint:
     generation = folder / GENERATION_CONFIG
     more = read_json(generation) if generation.exists() else None
     config = from_huggingface(read_json(folder / CONFIG), more)
-    files = _sharded(folder) if (folder / INDEX).exists() else _all([folder / SINGLE])
+    chosen = choose_files(_names_in(folder), lambda: read_json(folder / INDEX))
+    is_sharded = chosen is not None and chosen.index is not None
+    files = _sharded(folder) if is_sharded else _all([folder / SINGLE])
     return FolderCheckpoint(
         folder, "Hugging Face folder", config, files, huggingface_name, interleaved=False
     )
@@ -126,6 +188,10 @@ def open_mistral(folder: Path) -> FolderCheckpoint:
     return FolderCheckpoint(folder, "Mistral folder", config, files, mistral_name, interleaved=True)
 
 
+def _names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
 def _all(paths: Sequence[Path]) -> dict[str, SafetensorsFile]:
     """Every tensor of the files, by its name; raises CheckpointError for one that is in two."""
     found: dict[str, SafetensorsFile] = {}
@@ -138,23 +204,27 @@ def _all(paths: Sequence[Path]) -> dict[str, SafetensorsFile]:
     return found
 
 
+def _is_there(path: Path) -> bool:
+    """Whether a file is there; a name that no file can have is none."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def _sharded(folder: Path) -> dict[str, SafetensorsFile]:
     """Every tensor of the shards that the index names, and of those alone."""
-    index = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(index, dict) or not all(isinstance(file, str) for file in index.values()):
-        raise ConfigError(f"{folder / INDEX} has no weight_map; fetch it again.")
-    shards: dict[str, SafetensorsFile] = {}
+    index = shards(read_json(folder / INDEX, MOST_INDEX), folder / INDEX)
+    found: dict[str, SafetensorsFile] = {}
     for file in sorted(set(index.values())):
-        if Path(file).name != file:
-            raise CheckpointError(f"{folder / INDEX} names {file!r}, which is outside the folder.")
-        if not (folder / file).exists():
+        if not _is_there(folder / file):
             raise CheckpointError(
                 f"The shard {file} is missing in {folder}; fetch it from where the others came."
             )
-        shards[file] = SafetensorsFile(folder / file)
+        found[file] = SafetensorsFile(folder / file)
     for name, file in index.items():
-        if name not in shards[file].tensors:
+        if name not in found[file].tensors:
             raise CheckpointError(
                 f"{folder / INDEX} says that {file} holds {name}, but it does not; fetch it again."
             )
-    return {name: shard for shard in shards.values() for name in shard.tensors}
+    return {name: shard for shard in found.values() for name in shard.tensors}

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..config import ModelConfig, from_gguf
+from ..config import ModelConfig
+from ..config_formats import from_gguf
 from ..errors import CheckpointError, UnsupportedError
+from ..files import open_file
 from ..qtensor import Floats, QuantSpec
 from ..weights import Matrix
 from .blocks import BLOCK_TYPES, import_blocks
@@ -37,6 +39,10 @@ _SCALARS = {
     12: "d",
 }
 _STRING, _ARRAY = 8, 9
+MOST_HEADER, MOST_ENTRIES = 1 << 27, 1 << 22
+"""Bytes of the longest header, and entries of the longest array, that are read. Published models
+have some ten million bytes and half a million entries."""
+
 FLOAT_TYPES = {0: "F32", 1: "F16", 30: "BF16"}
 """Types of floats that are read, by GGML's number."""
 
@@ -66,6 +72,11 @@ class _Header:
             )
         part = self.data[self.at : self.at + count]
         self.at += count
+        if self.at > MOST_HEADER:
+            raise CheckpointError(
+                f"{self.path} has a header of more than {MOST_HEADER / 1e6:.0f} MB, which no model "
+                "has; it is damaged."
+            )
         return part
 
     def number(self, code: str) -> Any:
@@ -86,6 +97,11 @@ class _Header:
 
     def array(self) -> list[Any]:
         kind, count = self.number("I"), self.number("Q")
+        if count > MOST_ENTRIES:
+            raise CheckpointError(
+                f"{self.path} holds an array of {count} entries, more than any vocabulary has; it "
+                "is damaged."
+            )
         if kind in _SCALARS:
             size = struct.calcsize("<" + _SCALARS[kind])
             part = self.take(count * size)
@@ -109,15 +125,21 @@ class GGUFFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            data = np.memmap(path, np.uint8, "r")
+            with open_file(path) as file:
+                data = np.memmap(file, np.uint8, "r")
         except FileNotFoundError:
             raise CheckpointError(f"There is no file {path}.") from None
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}.") from error
+            reason = getattr(error, "strerror", None) or error
+            raise CheckpointError(f"{path} cannot be read: {reason}.") from error
         header = _Header(path, data)
         if len(data) < 4 or bytes(header.take(4)) != b"GGUF":
             raise CheckpointError(f"{path} is not a GGUF file.")
         version = header.number("I")
+        if version in (2 << 24, 3 << 24):
+            raise UnsupportedError(
+                f"{path} is a GGUF in big-endian byte order; fetch the file for other computers."
+            )
         if version not in (2, 3):
             raise UnsupportedError(f"{path} is a GGUF of version {version}; 2 and 3 can be read.")
         tensors, values = header.number("Q"), header.number("Q")
@@ -179,6 +201,29 @@ def _type_name(kind: int) -> str:
         return f"number {kind}"
 
 
+def _refuse_other_contents(path: Path, file: GGUFFile) -> None:
+    """Raise UnsupportedError for a GGUF that holds something else than one whole model."""
+    metadata = file.metadata
+    kind = metadata.get("general.type", "model")
+    if kind != "model":
+        raise UnsupportedError(
+            f"{path} holds no model but what belongs to one (its general.type is {kind!r}); name "
+            "the model's own file."
+        )
+    parts = metadata.get("split.count", 1)
+    if parts != 1:
+        number = metadata.get("split.no", 0)
+        shown = number + 1 if isinstance(number, int) else number
+        raise UnsupportedError(
+            f"{path} is part {shown} of {parts} of a model; put them together with "
+            "'llama-gguf-split --merge FIRST-PART WHOLE.gguf', and name the whole file."
+        )
+    if not file.tensors:
+        raise UnsupportedError(
+            f"{path} has no tensors: it is a vocabulary alone; name the model's own file."
+        )
+
+
 class GGUFCheckpoint:
     """A model in a GGUF file; see :class:`~quant.checkpoints.checkpoint.Checkpoint`.
 
@@ -190,6 +235,7 @@ class GGUFCheckpoint:
 
     def __init__(self, path: Path) -> None:
         self._file = GGUFFile(path)
+        _refuse_other_contents(path, self._file)
         self.source = path.name
         self.import_errors: dict[str, float] = {}
         shapes = {name: info.shape for name, info in self._file.tensors.items()}

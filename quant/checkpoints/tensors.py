@@ -20,10 +20,15 @@ import numpy.typing as npt
 import safetensors
 
 from ..errors import CheckpointError, UnsupportedError
+from ..files import open_file
 from ..qtensor import Floats
 
 FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 """Bytes of a number of each type that is read as float32."""
+
+
+MOST_HEADER = 1 << 24
+"""Bytes of the longest header that is read; published models have some hundred thousand."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,8 @@ def to_floats(raw: npt.NDArray[np.uint8], dtype: str) -> Floats:
 def read_bytes(path: Path, start: int, end: int) -> npt.NDArray[np.uint8]:
     """Bytes ``start`` to ``end`` of a file; raises CheckpointError where it is shorter by now."""
     try:
-        raw = np.fromfile(path, np.uint8, end - start, offset=start)
+        with open_file(path) as file:
+            raw = np.fromfile(file, np.uint8, end - start, offset=start)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     if len(raw) != end - start:
@@ -66,7 +72,7 @@ def digest_of(paths: Sequence[Path]) -> str:
     """SHA-256 of the files' contents, one after the other, in hexadecimal."""
     whole = hashlib.sha256()
     for path in paths:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             while block := file.read(1 << 22):
                 whole.update(block)
     return whole.hexdigest()
@@ -81,12 +87,14 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            with open_file(path) as stream:
+                length = int.from_bytes(stream.read(8), "little")
+                if length > MOST_HEADER:
+                    raise ValueError(f"its header has {length} bytes")
+                header: dict[str, Any] = json.loads(stream.read(length))
             with safetensors.safe_open(path, "np") as file:  # checks every offset
                 self.metadata: dict[str, str] = file.metadata() or {}
-            with path.open("rb") as stream:
-                length = int.from_bytes(stream.read(8), "little")
-                header: dict[str, Any] = json.loads(stream.read(length))
-        except (OSError, ValueError, safetensors.SafetensorError) as error:
+        except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
             raise CheckpointError(
                 f"{path} is missing or damaged ({error}); fetch it again."
             ) from error

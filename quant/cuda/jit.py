@@ -12,7 +12,8 @@ from typing import ClassVar
 from numba import cuda
 from numba.core import config
 
-from ..jit import KernelCache, Locator
+from ..jit import source_stamp
+from ..kernel_cache import KernelCache, Locator
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 
@@ -93,7 +94,7 @@ def kernel(function=None, launch_bounds=None):
     if SIMULATED:
         return cuda.jit(function)
     compiled = cuda.jit(function, launch_bounds=launch_bounds)
-    compiled._cache = KernelCache(function, _Store)
+    compiled._cache = KernelCache(function, source_stamp, _Store)
     return compiled
 
 

@@ -13,6 +13,7 @@ from numba import cuda, float32, float64, int32
 
 from ..cache import TILE
 from ..kernels.pointwise import EXACT_LIMIT, HIGH_LIMIT
+from ..qtensor import HALF_MAX
 from .jit import (
     SIMULATED,
     THREADS,
@@ -283,6 +284,14 @@ def rope_angles(state, frequencies, cosines, sines):
         sines[token, i] = float32(math.sin(angle))
 
 
+@device
+def saturated(x):
+    """A float32 no further from 0 than float16's largest, unless it is not finite."""
+    if abs(x) == math.inf:
+        return x
+    return min(max(x, float32(-HALF_MAX)), float32(HALF_MAX)) if x == x else x
+
+
 @cache
 def rope(kind: str, head_dim: int):
     """RoPE, half-split, of queries and keys, and keys and values written to slots.
@@ -291,7 +300,7 @@ def rope(kind: str, head_dim: int):
     them by ``scale``, the others write what the cache keeps. With ``direct`` the slot is the ring's
     own, else the chunk's.
     """
-    eight = kind == "int8"
+    eight, halves = kind == "int8", kind == "f16"
     half = head_dim // 2
 
     @kernel
@@ -343,6 +352,9 @@ def rope(kind: str, head_dim: int):
             if eight:
                 keys[head, slot // 16, i, slot % 16] = to_whole(key[i] / key_scale) + 128
                 values[head, slot, i] = to_whole(value[i] / value_scale) + 128
+            elif halves:
+                keys[head, slot // 16, i, slot % 16] = saturated(key[i])
+                values[head, slot, i] = saturated(value[i])
             else:
                 keys[head, slot // 16, i, slot % 16] = key[i]
                 values[head, slot, i] = value[i]

@@ -12,5 +12,7 @@ if __name__ == "__main__":
     engine = FakeEngine(json.loads(os.environ["FAKE_ANSWERS"]))
     engine.session.max_context = int(os.environ.get("FAKE_CONTEXT", "100"))
     engine.rules = json.loads(os.environ.get("FAKE_RULES", "{}"))
-    ChatEngine.open = classmethod(lambda cls, settings, paths, progress, force=False: engine)
+    ChatEngine.open = classmethod(
+        lambda cls, settings, paths, progress, ignore_memory=False: engine
+    )
     main()

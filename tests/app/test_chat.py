@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mistral_chat.chat import SUMMARY_REQUEST, Chat
 from mistral_chat.engine import TextDelta
@@ -65,6 +68,45 @@ def test_a_question_that_was_broken_off_costs_no_turn() -> None:
     chat = make("slide", "")
     assert len(ask(chat, "q")) == 1
     assert (chat.talk.evicted, len(chat.turns)) == (0, 3)
+
+
+@given(
+    st.lists(st.integers(1, 40), max_size=12),
+    st.integers(0, 12),
+    st.integers(1, 70),
+    st.sampled_from(["slide", "summarize"]),
+)
+def test_the_fewest_turns_go(sizes: list[int], gone: int, question: int, on_full: str) -> None:
+    """As many as by taking one after the other until the rest fits."""
+    fake: Any = FakeEngine(["", "answer"] if on_full == "summarize" else ["answer"])
+    talk = Talk([Turn("q", " ".join(["word"] * size)) for size in sizes])
+    talk.evicted = min(gone, len(sizes))
+    chat = Chat(fake, Settings(on_full=on_full), talk)
+    told = [size + 1 for size in sizes]
+    expected = talk.evicted
+    while sum(told[expected:]) + question + 25 > 100 and expected < len(sizes):
+        expected += 1
+    if expected == talk.evicted:
+        fake.answers = deque(["answer"])
+    ask(chat, " ".join(["word"] * question))
+    assert chat.talk.evicted == expected
+
+
+@pytest.mark.parametrize("on_full", ["slide", "summarize"])
+def test_making_room_counts_a_long_talk_a_few_times(on_full: str) -> None:
+    chat = make(on_full, "a summary", "answer", turns=1000)
+    counted = []
+    engine: Any = chat.engine
+    count = engine.count_tokens
+
+    def counting(messages: Any) -> int:
+        counted.append(len(messages))
+        return int(count(messages))
+
+    engine.count_tokens = counting
+    ask(chat, "q")
+    assert chat.talk.evicted > 990
+    assert sum(counted) < 4 * 2000
 
 
 def test_stop_says_so_and_keeps_all() -> None:
@@ -147,6 +189,12 @@ def test_a_model_s_own_sampling_holds_where_nobody_said_anything() -> None:
     fake.recommended = {"temperature": "hot"}
     with pytest.raises(UsageError, match="fake: temperature must be a number"):
         Chat(fake, settings)
+
+
+def test_what_a_model_s_files_say_wrongly_is_told_once() -> None:
+    fake: Any = FakeEngine(["a"])
+    fake.complaints = ["One is left out.", "Another, too."]
+    assert Chat(fake, Settings()).notice == "One is left out. Another, too."
 
 
 def test_all_of_it_is_kept_and_comes_back(tmp_path: Path) -> None:

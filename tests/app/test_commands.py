@@ -222,5 +222,6 @@ def test_completion(chat: Chat, room: Room, paths: Paths, tmp_path: Any) -> None
     (tmp_path / "folder").mkdir()
     assert completions(room, f"/file {tmp_path}/no") == [f"/file {tmp_path}/notes.txt"]
     assert f"/file {tmp_path}/folder/" in completions(room, f"/file {tmp_path}/")
-    assert completions(room, "/nothing x") == []
+    for words in ("/nothing x", "/file a\0b", f"/file {'x' * 300}/", "/file ~nosuchuser/x"):
+        assert completions(room, words) == []
     assert "/help undo" in completions(room, "/help ")

@@ -6,7 +6,7 @@ import itertools
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -31,6 +31,7 @@ from mistral_chat.templates import template_for
 from mistral_chat.tokenizers import tokenizer_from_gguf
 from quant.errors import CacheError, ConfigError, ContextFullError
 
+from ..engine.models import TINY
 from .fakes import tiny_metadata
 
 TOKENIZER = tokenizer_from_gguf(tiny_metadata())
@@ -151,6 +152,29 @@ def test_the_answer_streams_and_the_stop_is_hidden(chat: ChatEngine, script: Scr
 def test_a_character_cut_in_two_ends_as_a_replacement(chat: ChatEngine, script: Script) -> None:
     script.ids = TOKENIZER.encode("é")[:1]
     assert ask(chat, "Hi")[0] == "\N{REPLACEMENT CHARACTER}"
+
+
+@pytest.mark.parametrize("bytes_", range(1, 9))
+def test_an_answer_cut_in_a_character_goes_on_from_its_ids(
+    chat: ChatEngine, script: Script, bytes_: int
+) -> None:
+    whole = [id_ for letter in "é😀x" for id_ in TOKENIZER.encode(letter)]
+    script.ids = whole
+    left = iter(range(bytes_))
+    first, cut = ask(chat, "Hi", cancel=lambda: next(left, None) is None)
+    assert cut.finish_reason == ("cancelled" if bytes_ < len(whole) else "stop")
+    assert "\N{REPLACEMENT CHARACTER}" not in first
+    assert "é😀x".startswith(first)
+    script.ids = whole[bytes_:]
+    second, _ = ask(chat, "Hi", first)
+    assert first + second == "é😀x"
+    # Fed is what the model had written, not what its text would be encoded as.
+    assert script.sessions[-1].ids[-len(whole) :] == whole
+    # Another conversation that ends in the same words is encoded.
+    script.ids = []
+    ask(chat, "Ho", first)
+    question = TEMPLATE.encode([Message(Role.USER, "Ho")])
+    assert script.sessions[-1].ids == question + TOKENIZER.encode(first)
 
 
 @pytest.mark.parametrize("text", ["😀 world", "a😀é", "日本"])
@@ -286,7 +310,10 @@ def loadable(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     asked: dict[str, Any] = {}
 
     class Model:
-        config = SimpleNamespace(max_position_embeddings=512, vocab_size=272, eos_token_ids=())
+        config = replace(TINY, max_position_embeddings=512, vocab_size=272, eos_token_ids=())
+
+        def describe(self, name: str) -> tuple[tuple[int, ...], quant.QuantSpec | None]:
+            return (), None
 
         def session(self, **more: Any) -> RememberingSession:
             asked.update(more)
@@ -306,10 +333,26 @@ def test_opening_takes_the_settings(loadable: dict[str, Any], paths: Paths) -> N
     settings = Settings(kv="int8", prefill="fast", threads=2)
     opened = ChatEngine.open(settings, paths, lambda label, done, total: None)
     assert opened.name == "smollm2"
+    assert not opened.complaints
     assert loadable == {
         "max_context": 512, "kv": "int8", "prefill": "fast", "threads": 2, "backend": "cpu",
         "gpu_layers": None,
     }  # fmt: skip
+
+
+def test_smaller_groups_are_told(
+    loadable: dict[str, Any], paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow = engine_module.open_checkpoint(Path())
+    narrow.config = replace(narrow.config, hidden_size=96)
+    monkeypatch.setattr(engine_module, "open_checkpoint", lambda path: narrow)
+    asked: list[quant.QuantSpec] = []
+    monkeypatch.setattr(quant, "load", lambda path, spec: asked.append(spec) or narrow)
+    opened = ChatEngine.open(Settings(), paths, lambda label, done, total: None)
+    assert [spec.group_size for spec in asked] == [32]
+    assert [told.split(":")[0] for told in opened.complaints] == [
+        "Weights are packed in groups of 32"
+    ]
 
 
 @pytest.mark.parametrize("ready", [False, True])

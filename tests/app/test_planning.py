@@ -94,9 +94,9 @@ def test_what_cannot_fit_is_refused_with_numbers(
     result = command(*asked)
     assert (result.code, result.stdout) == (1, "")
     assert "by gptq needs" in result.stderr
-    assert "--force" in result.stderr
-    assert command("-m", str(folder), "-q", "-n", "1", "--force", "Hi").code == 0
-    assert command(*asked, "--force", "--no-check").code == 0
+    assert "--ignore-memory" in result.stderr
+    assert command("-m", str(folder), "-q", "-n", "1", "--ignore-memory", "Hi").code == 0
+    assert command(*asked, "--ignore-memory", "--no-check").code == 0
 
 
 def test_a_container_has_less(tmp_path: Path) -> None:

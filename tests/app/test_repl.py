@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mistral_chat.repl import Pastes, is_open_block, unwrap_block
-from mistral_chat.settings import Paths
+from mistral_chat.chat import Chat
+from mistral_chat.errors import UsageError
+from mistral_chat.render import Notes
+from mistral_chat.repl import Pastes, Repl, is_open_block, open_history, unwrap_block
+from mistral_chat.sessions import SessionFile, read_talk
+from mistral_chat.settings import Paths, Settings
 
+from .conftest import HERE
+from .fakes import FakeEngine
 from .terminal import Terminal
 
 CTRL_C = "\x03"
@@ -21,6 +32,20 @@ CTRL_J = "\n"
 ENTER = "\r"
 ALT_ENTER = "\x1b\r"
 PASTE = "\x1b[200~{}\x1b[201~"
+
+
+@pytest.fixture
+def chat() -> Any:
+    """A talk that keeps nothing."""
+    fake: Any = FakeEngine()
+    return Chat(fake, Settings())
+
+
+def open_repl_of(chat: Chat, paths: Paths) -> Repl:
+    """The prompt of a talk whose model is there."""
+    loaded: Future[Chat] = Future()
+    loaded.set_result(chat)
+    return Repl(loaded, lambda name: chat.engine, paths, Notes(), sys.stdout, "fake")
 
 
 @pytest.fixture
@@ -371,6 +396,33 @@ def test_a_session_goes_on_after_a_restart(terminal: Callable[..., Terminal], pa
     assert stat.S_IMODE((paths.sessions / "work.jsonl").stat().st_mode) == 0o600
 
 
+def test_a_turn_that_cannot_be_kept_is_shown_and_its_line_comes_back(
+    terminal: Callable[..., Terminal], paths: Paths
+) -> None:
+    screen = terminal("first", "second", "third", arguments=["--session", "work"])
+    screen.send("one" + ENTER)
+    screen.wait_for("first")
+    screen.ready()
+    path = paths.sessions / "work.jsonl"
+    path.write_bytes(path.read_bytes() + b"of another program\n")
+    screen.send("two" + ENTER)
+    screen.wait_for("second")
+    screen.wait(lambda lines: any("This turn is not kept" in line for line in lines))
+    screen.wait_for("> two")
+    screen.send("\x15/fork other" + ENTER)
+    screen.wait(lambda lines: any("goes on as other" in line for line in lines))
+    screen.ready()
+    screen.send("three" + ENTER)
+    screen.wait_for("third")
+    screen.ready()
+    kept = read_talk(paths.sessions / "other.jsonl").turns
+    assert [turn.user for turn in kept] == ["one", "three"]
+    screen.send(CTRL_D)
+    assert screen.ended() == 0
+    screen = terminal("fourth", arguments=["--session", "work"])
+    assert "work.damaged-1.jsonl" in "".join(screen.raw.split())
+
+
 def test_a_killed_talk_goes_on(terminal: Callable[..., Terminal]) -> None:
     screen = terminal("first", "...")
     screen.send("one" + ENTER)
@@ -381,6 +433,106 @@ def test_a_killed_talk_goes_on(terminal: Callable[..., Terminal]) -> None:
     screen.process.kill(signal.SIGKILL)
     screen = terminal("second", arguments=["-c"])
     screen.wait(lambda lines: any("1 turns" in line for line in lines))
+
+
+def test_what_is_typed_during_an_answer_is_asked_next(terminal: Callable[..., Terminal]) -> None:
+    screen = terminal("...", "second", "third", arguments=["--max-tokens", "60"])
+    screen.send("one" + ENTER)
+    screen.wait(lambda lines: any(line.startswith("word word") for line in lines))
+    screen.send("two" + ENTER + "thr")
+    screen.wait_for("second")
+    screen.wait_for("> thr")
+    assert not any("word" in line and "two" in line for line in screen.lines())
+    screen.send("ee" + ENTER)
+    screen.wait_for("third")
+    screen.ready()
+    screen.send("/undo" + ENTER)
+    screen.wait_for("Taken back: three")
+    screen.ready()
+    screen.send("/undo" + ENTER)
+    screen.wait_for("Taken back: two")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs a shell that has jobs")
+@pytest.mark.parametrize("answer", ["first", "..."])
+def test_ctrl_z_suspends_and_fg_goes_on(
+    fake_environment: Callable[..., Mapping[str, str]], answer: str
+) -> None:
+    shell = "import os; os.execvp('bash', ['bash', '--norc', '--noprofile', '-i'])"
+    environment = fake_environment(answer, "second", PS1="$ ")
+    screen = Terminal(environment, program=("-c", shell))
+    screen.send(f"{sys.executable} {HERE}/fake_main.py --max-tokens 60" + ENTER)
+    screen.ready()
+    if answer == "...":
+        screen.send("one" + ENTER)
+        screen.wait(lambda lines: any(line.startswith("word word") for line in lines))
+    else:
+        screen.send("draft")
+        screen.wait_for("> draft")
+    screen.send("\x1a")
+    screen.wait(lambda lines: any("Stopped" in line for line in lines))
+    # The shell's terminal shows what is typed and takes Enter, whatever the talk made of it.
+    screen.send("stty -a | grep -o ' icrnl'; echo it is $((40 + 2))" + ENTER)
+    screen.wait_for("it is 42")
+    screen.wait_for(" icrnl")
+    screen.send("fg" + ENTER)
+    if answer == "...":
+        screen.ready()
+        screen.send("two" + ENTER)
+        screen.wait_for("second")
+    else:
+        screen.wait(lambda lines: "$ fg" in lines and "> draft" in lines[lines.index("$ fg") :])
+        screen.send(ENTER)
+        screen.wait_for("first")
+    screen.ready()
+    screen.send(CTRL_D)
+    screen.wait(lambda lines: any("Kept as" in line for line in lines))
+    screen.process.close(force=True)
+
+
+def test_a_path_of_nobodys_home_does_not_end_the_talk(terminal: Callable[..., Terminal]) -> None:
+    screen = terminal("first", "second")
+    screen.send("one" + ENTER)
+    screen.wait_for("first")
+    screen.ready()
+    screen.send("/file ~nosuchuser/x" + ENTER)
+    screen.wait(lambda lines: any("~nosuchuser is none here" in line for line in lines))
+    screen.ready()
+    screen.send("/file ~nosuchuser/\t" + CTRL_C)
+    screen.ready()
+    screen.send("two" + ENTER)
+    screen.wait_for("second")
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (MemoryError(), "not enough memory"),
+        (RecursionError(), "nested too deeply"),
+        (RuntimeError("can't start new thread"), "starts no more threads"),
+        (OSError(28, "No space left on device"), "The disk is full"),
+    ],
+)
+def test_what_is_told_in_a_sentence_does_not_end_the_talk(
+    chat: Chat, paths: Paths, capsys: pytest.CaptureFixture[str], fault: Exception, said: str
+) -> None:
+    chat.engine.answers += [fault, "after"]
+    lines = iter(["one", "two"])
+    open_repl_of(chat, paths)._loop(lambda _draft: next(lines, "/bye"))
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.out == "after\n"
+    assert [turn.user for turn in chat.turns] == ["two"]
+
+
+def test_a_fault_of_the_program_loses_nothing_that_was_said(chat: Chat, paths: Paths) -> None:
+    chat.fork(SessionFile.open(paths.sessions / "kept.jsonl"))
+    chat.engine.answers += ["first", KeyError("a fault")]
+    lines = iter(["one", "two"])
+    with pytest.raises(KeyError):
+        open_repl_of(chat, paths)._loop(lambda _draft: next(lines))
+    kept = read_talk(paths.sessions / "kept.jsonl")
+    assert [(turn.user, turn.assistant) for turn in kept.turns] == [("one", "first")]
 
 
 def test_private_leaves_nothing(terminal: Callable[..., Terminal], paths: Paths) -> None:
@@ -419,6 +571,20 @@ def test_copying_goes_through_the_terminal(terminal: Callable[..., Terminal]) ->
     screen.send("/copy" + ENTER)
     screen.wait_for("The last answer was copied.")
     assert "\x1b]52;c;Wm05dg==" in screen.raw
+
+
+def test_a_history_that_is_a_pipe_is_not_waited_for(paths: Paths) -> None:
+    paths.history_file.parent.mkdir(parents=True)
+    os.mkfifo(paths.history_file)
+    with pytest.raises(UsageError, match="is a pipe or a device"):
+        open_history(paths.history_file)
+
+
+def test_a_paste_holds_no_halves_of_characters() -> None:
+    pastes = Pastes()
+    mark = pastes.mark("\udcff" * 30_000)
+    assert pastes.expand(mark) == "\ufffd" * 30_000
+    assert pastes.mark("caf\udce9") == "caf\ufffd"
 
 
 def test_long_pastes_have_a_mark() -> None:

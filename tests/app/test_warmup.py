@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import quant
+from mistral_chat import warmup
 from quant.errors import ConfigError
-from quant.jit import cache_folder
+from quant.kernel_cache import cache_folder
 
 from .conftest import HERE, Command
 
@@ -76,6 +77,20 @@ def test_an_error_is_one_sentence(command: Command, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(quant, "kernels_compiled", fail)
     result = command("warmup")
     assert (result.code, result.stdout, result.stderr) == (1, "", "No such instruction set.\n")
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_compiled(
+    command: Command, kinds: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warmup, "kept_folder", lambda: None)
+    monkeypatch.setattr(warmup, "possible_folders", lambda: [Path("/only/read")])
+    result = command("warmup", "--json")
+    assert (result.code, result.stdout) == (1, "")
+    assert result.stderr == (
+        "Compiled kernels cannot be kept, since /only/read cannot be written; set "
+        "MISTRAL_CHAT_KERNEL_CACHE to a folder that can.\n"
+    )
+    assert kinds == {"f16": False, "int8": False}
 
 
 def test_kernels_are_kept_for_the_next_start(tmp_path: Path) -> None:

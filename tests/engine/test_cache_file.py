@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import stat
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from quant import cache_file
 from quant.errors import CacheError
 from quant.model import Model
+from quant.qtensor import QuantSpec, QuantTensor
+from quant.weights import PAGE, PAGES, _arrays
 
 from .models import TINY, random_weights
 
@@ -135,3 +143,156 @@ def test_damage_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CacheError):
         second.restore(tmp_path / "none", "one")
     assert second.feed(IDS[:5]).shape == (CONFIG.vocab_size,)
+
+
+def other_header(data: bytes, change: Any) -> bytes:
+    """The file with its header changed."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+HEADERS: list[Any] = [
+    lambda header: header["0.keys"].update(dtype="BF16"),
+    lambda header: header["0.keys"].update(dtype=5),
+    lambda header: header["0.values"].update(data_offsets=[0, 1 << 60]),
+    lambda header: header["ids"].update(shape=[49]),
+    lambda header: header.pop("1.values"),
+    lambda header: header.update({"2.keys": header["1.keys"]}),
+    lambda header: header.pop("__metadata__"),
+    lambda header: header.update(__metadata__=[]),
+    lambda header: header["__metadata__"].update(position="49"),
+    lambda header: header["__metadata__"].update(position="x"),
+    lambda header: header["__metadata__"].update(position="-1"),
+    lambda header: header["__metadata__"].update(furthest="60"),
+    lambda header: header["__metadata__"].update(furthest="1" * 40),
+    lambda header: header["__metadata__"].update(digest="0" * 64),
+    lambda header: header["__metadata__"].update(more="5"),
+    lambda header: header["__metadata__"].pop("digest"),
+    lambda header: header["__metadata__"].pop("windows"),
+    lambda header: header["__metadata__"].update(kind=5),
+]
+
+
+@pytest.mark.parametrize("change", HEADERS, ids=range(len(HEADERS)))
+def test_a_damaged_header_is_refused(tmp_path: Path, change: Any) -> None:
+    first, second = session(), session()
+    first.feed(IDS[:50])
+    first.save(tmp_path / "c", "one")
+    (tmp_path / "c").write_bytes(other_header((tmp_path / "c").read_bytes(), change))
+    with pytest.raises(CacheError):
+        second.restore(tmp_path / "c", "one")
+    assert (second.position, second.ids) == (0, [])
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"5", b"{", b"\xff", b"[" * 100_000, b'{"a": 1}'])
+def test_a_header_that_is_none_is_refused(tmp_path: Path, text: bytes) -> None:
+    for length in (len(text), len(text) + 9, 1 << 63):
+        (tmp_path / "c").write_bytes(length.to_bytes(8, "little") + text)
+        with pytest.raises(CacheError):
+            session().restore(tmp_path / "c", "one")
+
+
+@pytest.mark.parametrize("kv", ["f32", "f16", "int8"])
+@given(place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255), length=st.integers(1, 99))
+@settings(max_examples=40)
+def test_no_byte_can_change(kv: str, place: float, flip: int, length: int) -> None:
+    """And what was refused leaves nothing behind: the logits are those of an empty session."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "c"
+        first = session(64, kv=kv)
+        first.feed(IDS[:70])
+        first.save(path, "one")
+        data = bytearray(path.read_bytes())
+        start = int(place * len(data))
+        for each in range(start, min(start + length, len(data))):
+            data[each] ^= flip
+        path.write_bytes(data)
+        with pytest.raises(CacheError):
+            first.restore(path, "one")
+        assert (first.position, first.ids) == (0, [])
+        assert np.array_equal(first.feed(IDS[:20]), session(64, kv=kv).feed(IDS[:20]))
+
+
+@pytest.mark.parametrize("kv", ["f32", "f16", "int8"])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_values_that_are_no_numbers_are_refused(tmp_path: Path, kv: str, value: float) -> None:
+    first, second = session(kv=kv), session(kv=kv)
+    first.feed(IDS[:50])
+    layer = first.cache.layers[1]
+    if kv == "f16":
+        layer.values.view(np.float16)[0, 3, 1] = value
+    else:
+        (layer.value_scales if kv == "int8" else layer.values[:, :, 0])[0, 3] = value
+    first.save(tmp_path / "c", "one")
+    with pytest.raises(CacheError, match="no numbers"):
+        second.restore(tmp_path / "c", "one")
+    assert np.isfinite(second.feed(IDS[:20])).all()
+
+
+def test_the_weights_that_compute_are_its_identity(tmp_path: Path) -> None:
+    """Not the file that they came from once: other bits, groups or kinds are other weights."""
+    specs = [QuantSpec(4, 32, False), QuantSpec(4, 32, True), QuantSpec(8, 32, False), None]
+    models = [Model(CONFIG, random_weights(CONFIG, spec, 0), "t", lambda: "d") for spec in specs]
+    models.append(Model(CONFIG, random_weights(CONFIG, specs[0], 1), "t", lambda: "d"))
+    theta = replace(CONFIG, rope_theta=CONFIG.rope_theta * 2)
+    models.append(Model(theta, random_weights(CONFIG, specs[0], 0), "t", lambda: "d"))
+    assert len({each.identity for each in models}) == len(models)
+    first = models[0].session(max_context=100, backend="numpy")
+    first.feed(IDS[:20])
+    first.save(tmp_path / "c", "one")
+    for each in models[1:]:
+        with pytest.raises(CacheError, match="another model"):
+            each.session(max_context=100, backend="numpy").restore(tmp_path / "c", "one")
+    same = Model(CONFIG, random_weights(CONFIG, specs[0], 0), "elsewhere", lambda: "other")
+    same.session(max_context=100, backend="numpy").restore(tmp_path / "c", "one")
+
+
+def test_a_change_in_any_tensor_makes_other_weights() -> None:
+    """Also where a tensor is too long to be read whole."""
+    config = replace(CONFIG, vocab_size=4000)
+    weights = random_weights(config, QuantSpec(4, 32, False), 0)
+    assert isinstance(weights.embedding, QuantTensor)
+    assert weights.embedding.codes.nbytes > 2 * PAGE * PAGES
+    known = {weights.fingerprint()}
+    for tensor in weights._tensors():
+        arrays = _arrays(tensor)
+        for array in arrays:
+            before = array.copy()
+            array.reshape(-1).view(np.uint8)[:] ^= 1
+            known.add(weights.fingerprint())
+            array[...] = before
+    tensors = sum(len(_arrays(tensor)) for tensor in weights._tensors())
+    assert len(known) == tensors + 1
+    assert weights.fingerprint() in known
+
+
+def test_a_full_disk_is_told_by_its_number_and_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = session()
+    first.feed(IDS[:50])
+    first.save(tmp_path / "c", "one")
+    before = (tmp_path / "c").read_bytes()
+
+    def full(*_arguments: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cache_file, "_write", full)
+    with pytest.raises(OSError, match="No space") as error:
+        first.save(tmp_path / "c", "one")
+    assert error.value.errno == errno.ENOSPC
+    assert [each.name for each in tmp_path.iterdir()] == ["c"]
+    assert (tmp_path / "c").read_bytes() == before
+
+
+def test_an_id_that_the_model_does_not_have_is_refused(tmp_path: Path) -> None:
+    first, second = session(), session()
+    first.feed(IDS[:50])
+    first.ids[7] = CONFIG.vocab_size
+    first.save(tmp_path / "c", "one")
+    with pytest.raises(CacheError, match="ids that the model does not have"):
+        second.restore(tmp_path / "c", "one")
+    assert (second.position, second.ids) == (0, [])

@@ -22,8 +22,9 @@ import pytest
 import quant
 from quant.checkpoints import Calibration, compare, open_checkpoint
 from quant.checkpoints.names import tensor_names
-from quant.checkpoints.native import JOURNAL, NativeCheckpoint
+from quant.checkpoints.native import NativeCheckpoint
 from quant.checkpoints.rotated import Rotated
+from quant.checkpoints.writing import JOURNAL
 from quant.divergence import Divergence
 from quant.errors import CheckpointError, SpecError, StorageError
 from quant.qtensor import QuantSpec

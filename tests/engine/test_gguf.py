@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import quant
-from quant.checkpoints import open_checkpoint
+from quant.checkpoints import DEFAULT_SPEC, fitting_spec, open_checkpoint
 from quant.checkpoints.blocks import BLOCK_TYPES, import_blocks
 from quant.checkpoints.gguf import GGUFFile
 from quant.checkpoints.native import NativeCheckpoint
-from quant.config import from_gguf
+from quant.config_formats import from_gguf
 from quant.errors import CheckpointError, ConfigError, QuantError, UnsupportedError
 
-from .models import TINY, write_gguf
+from .models import TINY, gguf_tensors, random_weights, write_gguf
 from .oracle import forward
 
 KINDS = gguf.GGMLQuantizationType
@@ -277,3 +278,57 @@ def test_a_damaged_header_is_an_error_or_harmless(
     except QuantError as error:
         assert str(error)  # noqa: PT017 - what matters is that nothing else comes out
     path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"general.type": "imatrix"}, "its general.type is 'imatrix'"),
+        ({"general.type": "adapter"}, "its general.type is 'adapter'"),
+        ({"general.type": "mmproj"}, "its general.type is 'mmproj'"),
+        ({"split.count": 2, "split.no": 0}, "part 1 of 2"),
+        ({"split.count": 3, "split.no": 2}, "part 3 of 3"),
+    ],
+)
+def test_files_that_hold_no_whole_model(
+    tmp_path: Path, change: dict[str, Any], sentence: str
+) -> None:
+    write_gguf(tmp_path / "m.gguf", change=change)
+    with pytest.raises(UnsupportedError, match=sentence):
+        open_checkpoint(tmp_path / "m.gguf")
+    write_gguf(tmp_path / "m.gguf", change={"general.type": "model", "split.count": 1})
+    open_checkpoint(tmp_path / "m.gguf")
+
+
+def test_another_byte_order_is_told(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + struct.pack(">IQQ", 3, 0, 0))
+    with pytest.raises(UnsupportedError, match="big-endian"):
+        open_checkpoint(tmp_path / "m.gguf")
+
+
+def test_a_vocabulary_alone_is_told(tmp_path: Path) -> None:
+    names = dict.fromkeys(gguf_tensors(TINY, random_weights(TINY, None)))
+    write_gguf(tmp_path / "m.gguf", tensors=names)
+    with pytest.raises(UnsupportedError, match="a vocabulary alone"):
+        open_checkpoint(tmp_path / "m.gguf")
+
+
+def test_a_number_told_for_each_layer(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", change={"llama.attention.head_count_kv": [2, 2]})
+    assert open_checkpoint(tmp_path / "m.gguf").config.num_key_value_heads == 2
+    for value in ([2, 1], [2], [2, 2, 2]):
+        write_gguf(tmp_path / "m.gguf", change={"llama.attention.head_count_kv": value})
+        with pytest.raises(ConfigError, match="head_count_kv"):
+            open_checkpoint(tmp_path / "m.gguf")
+
+
+def test_a_folder_of_ggufs_names_them(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf")
+    with pytest.raises(CheckpointError, match=r"name the file: .*m\.gguf\."):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(("width", "group_size"), [(64, 64), (96, 32), (288, 32)])
+def test_groups_that_fit_a_model(width: int, group_size: int) -> None:
+    config = replace(TINY, hidden_size=width)
+    assert fitting_spec(config) == replace(DEFAULT_SPEC, group_size=group_size)

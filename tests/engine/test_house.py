@@ -10,8 +10,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 QUANT = """
-errors config qtensor jit simd tiles kernels.threads kernels.matmul kernels.pointwise
-kernels.attention kernels.program kernels.probes kernels.quantize
+errors files config config_formats qtensor kernel_cache jit simd tiles
+kernels.threads kernels.matmul kernels.pointwise kernels.attention
+kernels.program kernels.probes kernels.quantize
 quantizers.grids quantizers.rounding quantizers.gptq quantizers.recipe quantizers.rotation
 quantizers weights cache cache_file sampling scratch reference cpu devices
 cuda cuda.simulated cuda.intrinsics cuda.jit cuda.pointwise cuda.matvec cuda.tensor_cores
@@ -21,21 +22,21 @@ split backend calibration model divergence
 generation scoring
 checkpoints.names checkpoints.checkpoint checkpoints.tensors checkpoints.blocks checkpoints.gguf
 checkpoints.folders checkpoints.pickles checkpoints.conversion checkpoints.dequantized
-checkpoints.rotated checkpoints.native checkpoints.comparison checkpoints bench
+checkpoints.rotated checkpoints.native checkpoints.writing checkpoints.comparison checkpoints bench
 """.split()
 
 CHAT = """
-errors guardrail settings categories messages
+printable screen errors files locks guardrail settings categories messages
 tokenizers.detokenizer tokenizers.fields tokenizers.config tokenizers.vocabulary
 tokenizers.sentencepiece tokenizers.tekken tokenizers.description tokenizers.huggingface tokenizers
 templates.parts templates.mistral
 templates.chatml templates.budget templates.owned templates.values templates.methods
 templates.filters templates.predicates templates.functions templates.evaluator
-templates.interpreter templates.ledger templates.jinja templates download hub models families info
-texts planning
-quantizing pulling inputs loops engine labels moderation
-thresholds evaluation moderating judging sessions chat markdown render bench warmup commands
-template_view repl oneshot doctor shells
+templates.interpreter templates.ledger templates.jinja templates private download repositories hub
+models families info texts planning quantizing pulling inputs loops engine labels moderation
+thresholds evaluation moderating judging talks session_file
+sessions chat markdown render bench warmup commands
+template_view keyboard repl oneshot doctor shells
 cli.application cli.chat cli.inspect cli.measure cli.models cli.moderate cli.quantize
 cli.sessions cli.shell cli __main__
 """.split()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import llvmlite.binding as llvm
@@ -14,11 +16,13 @@ from llvmlite import ir
 
 from quant import simd
 from quant.jit import available_instruction_sets
+from quant.kernel_cache import CompiledFiles
 
 PROGRAM = """
 import logging, sys
 logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-from quant.jit import entry, is_compiled, cache_folder
+from quant.jit import entry, is_compiled
+from quant.kernel_cache import cache_folder
 import quant.kernels.matmul
 @entry
 def twice(x):
@@ -60,15 +64,115 @@ def test_a_second_start_does_not_compile(program: Path, tmp_path: Path) -> None:
     assert {path.name: path.stat().st_mtime_ns for path in cache.iterdir()} == kept
 
 
-def test_a_damaged_cache_compiles_anew(program: Path, tmp_path: Path) -> None:
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "cut off": lambda content: content[:100],
+    "empty": lambda content: b"",
+    "one bit": lambda content: content[:-7] + bytes([content[-7] ^ 4]) + content[-6:],
+    "zeros": lambda content: bytes(len(content)),
+    "another pickle": lambda content: pickle.dumps(["not", "an", "index"]),
+    "without its digest": lambda content: content[32:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+def test_a_damaged_cache_costs_a_compilation(
+    program: Path, tmp_path: Path, suffix: str, damage: Callable[[bytes], bytes]
+) -> None:
     cache = tmp_path / "cache"
     run(program, cache)
-    for path in cache.glob("*.nbc"):
-        path.write_bytes(path.read_bytes()[:100])
-    cached, result, _, stderr = run(program, cache)
-    assert (cached, result) == ("True", "42")
-    assert "compiling anew" in stderr
-    assert run(program, cache)[3] == ""
+    for path in cache.glob(f"*.{suffix}"):
+        path.write_bytes(damage(path.read_bytes()))
+    _, result, _, stderr = run(program, cache)
+    assert result == "42"
+    assert "could not be read" in stderr
+    assert run(program, cache) == ("True", "42", str(cache), "")
+
+
+def test_a_file_that_holds_something_else_is_not_taken(tmp_path: Path) -> None:
+    one = CompiledFiles(tmp_path, "kernel", "stamp")
+    one.save("f(int)", "compiled for int")
+    one.save("f(float)", "compiled for float")
+    # As when two processes have written at the same time.
+    names = [one.index()[key] for key in ("f(int)", "f(float)")]
+    (tmp_path / names[0]).write_bytes((tmp_path / names[1]).read_bytes())
+    assert one.load("f(int)") is None
+    assert one.load("f(float)") == "compiled for float"
+    one.save("f(int)", "compiled for int")
+    assert one.load("f(int)") == "compiled for int"
+    assert CompiledFiles(tmp_path, "kernel", "another").load("f(int)") is None
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
+    old, new = tmp_path / "kernel.nbc.abc.tmp", tmp_path / "kernel.nbc.def.tmp"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    CompiledFiles(tmp_path, "kernel", "stamp").save("key", 1)
+    assert not old.exists()
+    assert new.exists()  # somebody may be writing it
+
+
+CLOSURES = """
+import sys
+from quant.jit import entry, kernel
+def times(factor):
+    @kernel
+    def product(x):
+        return factor * x
+    return product
+twice, thrice = times(2), times(3)
+@entry
+def even(x):
+    for _ in range(1):
+        x = twice(x)
+    return x
+@entry
+def odd(x):
+    for _ in range(1):
+        x = thrice(x)
+    return x
+print(*[globals()[name](7) for name in sys.argv[1:]])
+"""
+
+
+def test_kernels_of_several_processes_live_together(tmp_path: Path) -> None:
+    program = tmp_path / "closures.py"
+    program.write_text(CLOSURES)
+    cache = tmp_path / "cache"
+
+    def results(*names: str) -> str:
+        result = subprocess.run(
+            [sys.executable, str(program), *names],
+            env={
+                **os.environ,
+                "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+                "MISTRAL_CHAT_KERNEL_CACHE": str(cache),
+            },
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return result.stdout.strip()
+
+    assert results("even") == "14"
+    assert results("odd") == "21"
+    assert len(list(cache.glob("*.nbc"))) == 2
+    assert results("even", "odd") == "14 21"
+    assert results("odd", "even") == "21 14"
+    symbols = [re.findall(rb"productB\d+v\d+", path.read_bytes()) for path in cache.glob("*.nbc")]
+    assert all(symbols)
+    assert not set(symbols[0]) & set(symbols[1])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_a_folder_that_others_can_write_is_not_used(program: Path, tmp_path: Path) -> None:
+    shared, home = tmp_path / "shared", tmp_path / "home"
+    shared.mkdir()
+    shared.chmod(0o777)
+    _, result, folder, stderr = run(program, shared, MISTRAL_CHAT_HOME=str(home))
+    assert (result, folder) == ("42", str(home / "cache" / "kernels"))
+    assert "others can write" in stderr
 
 
 def test_a_cache_that_cannot_be_written_falls_back(program: Path, tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from quant.errors import CacheError, ConfigError, ContextFullError, InputError
-from quant.model import Session
-from quant.qtensor import QuantSpec
+from quant.model import Model, Session
+from quant.qtensor import HALF_MAX, QuantSpec
 
-from .models import TINY, random_model
+from .models import TINY, random_model, random_weights
 from .oracle import forward, kl_divergence
 
 IDS = np.random.default_rng(9).integers(0, TINY.vocab_size, 60).tolist()
@@ -77,6 +77,33 @@ def test_a_smaller_cache_is_close_to_a_float_one(kv: str) -> None:
     exact = model.session(kv="f32").feed(IDS, every=True)
     small = model.session(kv=kv).feed(IDS, every=True)
     assert np.abs(small - exact).max() < (3e-2 if kv == "f16" else 0.2)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "numpy"])
+def test_what_float16_cannot_hold_becomes_its_largest(backend: str) -> None:
+    weights = random_weights(TINY, None)
+    # Scores stay as they were: what keys gain, queries lose.
+    layers = tuple(
+        replace(
+            layer,
+            k=layer.k * np.float32(4e4),
+            q=layer.q / np.float32(4e4),
+            v=layer.v * np.float32(3e4),
+        )
+        for layer in weights.layers
+    )
+    model = Model(TINY, replace(weights, layers=layers), "large", lambda: "")
+    exact, half = (model.session(kv=kv, backend=backend) for kv in ("f32", "f16"))
+    exact.feed(IDS)
+    assert np.isfinite(half.feed(IDS)).all()
+    beyond = 0
+    for ours, theirs in zip(half.cache.layers[:1], exact.cache.layers[:1], strict=True):
+        for part in ("keys", "values"):
+            stored = getattr(ours, part).view(np.float16).astype(np.float32)
+            expected = np.clip(getattr(theirs, part), -HALF_MAX, HALF_MAX)
+            np.testing.assert_allclose(stored, expected, rtol=1e-3)
+            beyond += int((np.abs(stored) == HALF_MAX).sum())
+    assert beyond > 10
 
 
 def test_fast_prefill_is_close() -> None:

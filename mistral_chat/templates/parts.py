@@ -36,6 +36,11 @@ class Text:
 
 Part = Control | Text
 
+_WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
+"""What Unicode counts as white space. Python counts four separators of data among it, too."""
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -98,17 +103,38 @@ def encode_parts(
 
     ``markers`` are words of the template that are plain text in its vocabulary. Where a person
     wrote one, it is encoded in two halves: the text is the same, the ids are not the marker's.
-    Raises UnsupportedError for a control piece that the vocabulary does not have.
+    A control piece may swallow the white space beside it, whoever wrote that. Raises
+    UnsupportedError for a control piece that the vocabulary does not have.
     """
     segments = []
     for place, part in enumerate(parts):
         if isinstance(part, Control):
             segments.append(Segment((control_id(tokenizer, part.piece),), None, True))
-        elif part.text:
+            continue
+        part = _beside(tokenizer, part, parts[place - 1 : place], parts[place + 1 : place + 2])
+        if part.text:
             first = place == 0 or tokenizer.space_prefix == "always"
             ids = tuple(_encode(tokenizer, part, markers, first))
             segments.append(Segment(ids, part.role, False))
     return segments
+
+
+def _beside(
+    tokenizer: Tokenizer, part: Text, before: Sequence[Part], after: Sequence[Part]
+) -> Text:
+    """The text without the white space that the control pieces beside it swallow."""
+    begin, end = 0, len(part.text)
+    for each in before:
+        if isinstance(each, Control) and tokenizer.swallows(each.piece)[1]:
+            begin = len(part.text) - len(part.text.lstrip(_WHITE_SPACE))
+    for each in after:
+        if isinstance(each, Control) and tokenizer.swallows(each.piece)[0]:
+            end = max(begin, len(part.text.rstrip(_WHITE_SPACE)))
+    if end - begin == len(part.text):
+        return part
+    moved = [min(max(place, begin), end) - begin for place in (part.start, *part.breaks)]
+    stop = None if part.stop is None else min(max(part.stop, begin), end) - begin
+    return Text(part.text[begin:end], part.role, moved[0], stop, tuple(moved[1:]))
 
 
 def control_id(tokenizer: Tokenizer, piece: str) -> int:

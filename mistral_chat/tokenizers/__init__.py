@@ -85,6 +85,9 @@ class Tokenizer(Protocol):
     def control_id(self, piece: str) -> int | None:
         """The id of a control piece such as ``<|im_end|>``, or None if there is none."""
 
+    def swallows(self, piece: str) -> tuple[bool, bool]:
+        """Whether a control piece takes in the white space before it, and that after it."""
+
     def token_bytes(self, token: int) -> bytes:
         """The bytes a token adds to a text: none for a control id.
 

@@ -87,6 +87,10 @@ class HuggingFaceTokenizer(Vocabulary):
         self._pieces = _texts(self._description, self._marks, place)
         check_marks(self._marks, self._pieces)
         self._added = {each.token for each in self._description.added}
+        self._swallowing = {
+            each.piece: (each.flags["lstrip"], each.flags["rstrip"])
+            for each in self._description.added
+        }
         self._byte_level = self._description.is_byte_level
         self._decode = self._description.decoding()
         self.space_prefix = self._description.space_prefix
@@ -195,6 +199,10 @@ class HuggingFaceTokenizer(Vocabulary):
     def controls(self) -> Mapping[str, int]:
         """Every control piece and its id."""
         return self._marks
+
+    def swallows(self, piece: str) -> tuple[bool, bool]:
+        """Whether a control piece takes in the white space before it, and that after it."""
+        return self._swallowing.get(piece, (False, False))
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes of a token; none for a control id, and for one the vocabulary does not have.

@@ -25,7 +25,7 @@ from mistral_chat.tokenizers.config import (
     gguf_flag,
     gguf_list,
 )
-from mistral_chat.tokenizers.fields import library
+from mistral_chat.tokenizers.fields import are_texts, library
 from mistral_chat.tokenizers.vocabulary import Vocabulary, check_marks
 from quant.errors import CheckpointError, UnsupportedError
 
@@ -55,10 +55,12 @@ class SentencePieceTokenizer(Vocabulary):
         proto = ModelProto()
         with library("The tokenizer is no SentencePiece model"):
             proto.ParseFromString(model)
-            self._controls = _controls(proto, self._config)
-            self._pieces = [(piece.piece, piece.type) for piece in proto.pieces]
-        if not self._pieces:
+        if not proto.pieces:
             raise CheckpointError("The tokenizer has no pieces; fetch the file again.")
+        if not are_texts(piece.piece for piece in proto.pieces):
+            raise CheckpointError("The tokenizer has a piece that is no UTF-8; fetch it again.")
+        self._controls = _controls(proto, self._config)
+        self._pieces = [(piece.piece, piece.type) for piece in proto.pieces]
         texts = [token for token, (_, kind) in enumerate(self._pieces) if kind != _PIECE.CONTROL]
         check_marks(self._controls, texts)
         self._proto = proto

@@ -62,6 +62,10 @@ class Vocabulary(ABC):
         """The id of a control piece, or None."""
         return self.controls.get(piece)
 
+    def swallows(self, piece: str) -> tuple[bool, bool]:  # noqa: ARG002 - most swallow nothing
+        """Whether a control piece takes in the white space before it, and that after it."""
+        return False, False
+
     def least_tokens(self, text: str) -> int:
         """A number of tokens that ``text`` has at least, told without cutting it.
 

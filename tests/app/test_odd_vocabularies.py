@@ -6,17 +6,17 @@ import base64
 import heapq
 import itertools
 import json
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import Tokenizer as Library
 
 from mistral_chat.errors import UsageError
+from mistral_chat.templates.parts import Control, Part, Text, as_text, encode_parts
 from mistral_chat.tokenizers import (
     Detokenizer,
     Tokenizer,
@@ -28,7 +28,7 @@ from mistral_chat.tokenizers.config import TokenizerConfig
 from mistral_chat.tokenizers.huggingface import HuggingFaceTokenizer, byte_alphabet
 from mistral_chat.tokenizers.sentencepiece import SentencePieceTokenizer
 from mistral_chat.tokenizers.tekken import TEKKEN_PATTERN, TekkenTokenizer
-from quant.errors import CheckpointError, QuantError, UnsupportedError
+from quant.errors import CheckpointError, UnsupportedError
 
 LETTERS = "ab ▁é日<"
 TEXTS = st.one_of(st.text(alphabet=LETTERS + "xyz\n>0", max_size=24), st.text(max_size=12))
@@ -128,6 +128,27 @@ def test_ids_of_a_tokenizer_json_are_the_library_s(
             assert ids == reference_ids(values, text)
         assert not set(tokenizer.controls.values()) & set(ids)
         assert tokenizer.least_tokens(text) <= len(ids)
+
+
+@settings(max_examples=300)
+@given(
+    values=descriptions(),
+    flags=st.tuples(st.booleans(), st.booleans()),
+    texts=st.lists(st.text(alphabet=" \n\u3000\x1cab日", max_size=8), min_size=1, max_size=4),
+)
+def test_white_space_beside_a_mark_is_swallowed_as_by_the_library(
+    values: dict[str, Any], flags: tuple[bool, bool], texts: list[str]
+) -> None:
+    # A text that runs into the mark would hide it from the library.
+    assume(all("<" not in each["content"] or each["special"] for each in values["added_tokens"]))
+    values["added_tokens"][-1] |= dict(zip(FLAGS, (False, *flags, False), strict=True))
+    tokenizer = HuggingFaceTokenizer(values, TokenizerConfig())
+    parts: list[Part] = [Text(texts[0], None)]
+    for text in texts[1:]:
+        parts += [Control("<|end|>"), Text(text, None)]
+    segments = encode_parts(tokenizer, parts)
+    ids = [token for segment in segments for token in segment.ids]
+    assert ids == reference_ids(values, as_text(parts))
 
 
 def llama_ids(metadata: dict[str, Any], text: str) -> list[int]:
@@ -397,9 +418,6 @@ def test_rows_and_tokens() -> None:
         check_vocabulary(tokenizer, 3)
 
 
-# Damaged files.
-
-
 def changed(values: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     copy = json.loads(json.dumps(values))
     part = copy
@@ -410,37 +428,6 @@ def changed(values: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     return copy
 
 
-@pytest.mark.parametrize(
-    ("path", "value", "said"),
-    [
-        ("special_tokens.0.rank", 20, r"special_tokens\[0\], is damaged: rank"),
-        ("special_tokens.0.rank", "0", "rank is not a whole number from 0 to 4"),
-        ("special_tokens.0.rank", True, "rank is not a whole number"),
-        ("special_tokens.0.token_str", ["x"], "token_str is not a text"),
-        ("special_tokens.0.token_str", "</s>", "one name"),
-        ("special_tokens.0.token_str", "\ud800x", "token_str is not a text"),
-        ("special_tokens", {}, "special_tokens is not a list"),
-        ("special_tokens", [3], r"special_tokens\[0\] is not an object"),
-        ("config.default_num_special_tokens", 3, "rank is not a whole number from 0 to 2"),
-        ("config.default_num_special_tokens", 10**8, "from 0 to 4096"),
-        ("config.default_vocab_size", 10**9, "lists 256 tokens"),
-        ("config.default_vocab_size", 262.0, "default_vocab_size is not a whole number"),
-        ("config.pattern", "(", "cannot be used"),
-        ("config.version", 3, "version is not a text"),
-        ("vocab.104.token_bytes", "enpo", "the byte 0x68 has no token"),
-        ("vocab.104.token_bytes", "", "ranks are missing"),
-        ("vocab.104.token_bytes", "!", "token_bytes is not base64"),
-        ("vocab.104.rank", 105, "ranks are missing"),
-        ("vocab.104", [], r"vocab\[104\] is not an object"),
-    ],
-)
-def test_a_damaged_tekken_names_its_field(path: str, value: Any, said: str) -> None:
-    values = changed(small_tekken(), path, value)
-    with pytest.raises(CheckpointError, match=said) as caught:
-        TekkenTokenizer(b"", values, "tekken.json")
-    assert str(caught.value).startswith("tekken.json")
-
-
 TINY: dict[str, Any] = {
     "added_tokens": [{"id": 2, "content": "<|end|>", "special": True}],
     "normalizer": {"type": "Prepend", "prepend": "▁"},
@@ -448,86 +435,6 @@ TINY: dict[str, Any] = {
     "decoder": {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
     "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []},
 }
-
-
-@pytest.mark.parametrize(
-    ("path", "value", "said"),
-    [
-        ("added_tokens.0.id", "0", r"added_tokens\[0\], is damaged: id is not a whole number"),
-        ("added_tokens.0.id", [0], "id is not a whole number"),
-        ("added_tokens.0.id", 1 << 40, "id is not a whole number"),
-        ("added_tokens.0.content", "<|\ud800|>", "content is not a text"),
-        ("added_tokens.0.content", "x", "one character"),
-        ("added_tokens.0.special", "yes", "special is not true or false"),
-        ("added_tokens.0.rstrip", 1, "rstrip is not true or false"),
-        ("added_tokens", {"a": 1}, "added_tokens is not a list"),
-        ("model.vocab", {"a": -1}, "vocab is not an object of pieces and ids"),
-        ("model.vocab", {"\udcff": 1}, "vocab is not an object of pieces and ids"),
-        ("model.vocab", {"a": 0, "b": 0}, "'a' and 'b' have one id"),
-        ("model.merges", [["a", "b", "c"]], r"merges\[0\] is not two pieces"),
-        ("model.merges", [5], r"merges\[0\] is not two pieces"),
-        ("model.fuse_unk", [], "fuse_unk is not true or false"),
-        ("model.unk_token", 7, "unk_token is not a text"),
-        ("normalizer", 3, "normalizer is not an object"),
-        ("normalizer.type", None, "type is not a text"),
-        ("normalizer", {"type": "Sequence", "normalizers": 3}, "normalizers is not a list"),
-        ("pre_tokenizer.prepend_scheme", "now", "unknown variant `now`"),
-        ("decoder.pattern", {"Regex": "a"}, "regular expression"),
-        ("decoder.content", 5, "content is not a text"),
-    ],
-)
-def test_a_damaged_tokenizer_json_names_its_field(path: str, value: Any, said: str) -> None:
-    with pytest.raises(CheckpointError, match=said):
-        HuggingFaceTokenizer(changed(TINY, path, value), TokenizerConfig())
-
-
-@pytest.mark.parametrize("step", ["Replace", "ByteLevel"])
-def test_a_text_that_would_grow_without_end_is_refused(step: str) -> None:
-    replace = {"type": "Replace", "pattern": {"String": "a"}, "content": "aaaa"}
-    values: dict[str, Any] = dict(TINY)
-    if step == "Replace":
-        values["normalizer"] = {"type": "Sequence", "normalizers": [replace] * 40}
-    else:
-        values["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [BYTE_LEVEL] * 40}
-    with pytest.raises(CheckpointError, match="longer and longer"):
-        HuggingFaceTokenizer(values, TokenizerConfig())
-
-
-@pytest.mark.parametrize(
-    ("config", "said"),
-    [
-        ({"added_tokens_decoder": {"9" * 5000: {"content": "<x>"}}}, "'9{20}' is not an id"),
-        ({"added_tokens_decoder": {"9": 5}}, "9 is not a text"),
-        ({"added_tokens_decoder": {"9": {"content": ["x"]}}}, "content is not a text"),
-        ({"added_tokens_decoder": {"9": {"content": "xy", "special": "no"}}}, "special is not"),
-        ({"added_tokens_decoder": []}, "added_tokens_decoder is not an object"),
-        ({"eos_token": 5}, "eos_token is not a text"),
-        ({"bos_token": {"content": "\ud800"}}, "content is not a text"),
-        ({"add_bos_token": "true"}, "add_bos_token is not true or false"),
-        ({"additional_special_tokens": "<x>"}, "additional_special_tokens is not a list"),
-        ({"additional_special_tokens": [7]}, "0 is not a text"),
-        ({"added_tokens_decoder": {"0": {"content": "<x>", "special": True}}},
-         "disagree about the token 0: it is 'a' and '<x>'"),
-    ],
-)  # fmt: skip
-def test_a_damaged_configuration_names_its_field(
-    config: dict[str, Any], said: str, tmp_path: Path
-) -> None:
-    (tmp_path / "tokenizer.json").write_text(json.dumps(TINY))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(QuantError, match=said):
-        load_tokenizer(tmp_path)
-
-
-def test_a_small_file_takes_little_memory() -> None:
-    values = changed(small_tekken(), "config.default_num_special_tokens", 4096)
-    values["config"]["default_vocab_size"] = 4096 + 256
-    tracemalloc.start()
-    try:
-        assert TekkenTokenizer(b"", values, "tekken.json").vocab_size == 4352
-        assert tracemalloc.get_traced_memory()[1] < 10_000_000
-    finally:
-        tracemalloc.stop()
 
 
 # Which of a folder's files counts.

@@ -176,6 +176,16 @@ def test_a_gated_repository(hub: Hub, run: Pull) -> None:
     assert run("pull", "org/tiny", HF_TOKEN=hub.token).code == 0
 
 
+def test_the_token_is_for_the_hub_alone(hub: Hub, run: Pull, files: dict[str, bytes]) -> None:
+    hub.gated.add("org/tiny")
+    with serve(Hub({"org/tiny": dict(files)})) as storage:
+        hub.storage = storage.address
+        assert run("pull", "org/tiny", HF_TOKEN=hub.token).code == 0
+    assert f"Bearer {hub.token}" in hub.tokens
+    assert storage.sent("tokenizer.model.v3")
+    assert set(storage.tokens) == {None}
+
+
 def fill_the_cache(environment: dict[str, str], files: dict[str, bytes]) -> None:
     """What another program that uses the hub leaves."""
     script = "import sys; from huggingface_hub import hf_hub_download as get\n"

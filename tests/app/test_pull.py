@@ -176,6 +176,22 @@ def test_a_gated_repository(hub: Hub, run: Pull) -> None:
     assert run("pull", "org/tiny", HF_TOKEN=hub.token).code == 0
 
 
+def test_a_quantized_one_takes_the_place_of_what_was_pulled(run: Pull, home: Path) -> None:
+    models = home / "data" / "models"
+    quantized = ("org/tiny", "--quantize", "4", "--method", "rtn", "--no-check", "--force")
+    assert run("pull", "org/tiny").code == 0
+    told = json.loads(run("pull", *quantized, "--json").stdout)
+    folder = models / "org--tiny"
+    assert told["path"] == told["quantized"]["target"] == str(folder)
+    assert (folder / "weights.safetensors").is_file()
+    assert not (folder / "origin.json").exists()
+    assert run("pull", *quantized).code == 0
+    assert [path.name for path in models.iterdir()] == ["org--tiny"]
+    assert run("pull", "org/tiny", "--force").code == 0
+    assert (folder / "origin.json").is_file()
+    assert [path.name for path in models.iterdir()] == ["org--tiny"]
+
+
 def test_the_token_is_for_the_hub_alone(hub: Hub, run: Pull, files: dict[str, bytes]) -> None:
     hub.gated.add("org/tiny")
     with serve(Hub({"org/tiny": dict(files)})) as storage:

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import IO
 
 from mistral_chat.errors import DownloadError, IntegrityError, ModelMissingError
-from mistral_chat.private import own_folder
 from mistral_chat.settings import HOME_VARIABLE
 from quant.errors import StorageError
+from quant.files import own_folder
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done, and the whole, in bytes or pieces."""

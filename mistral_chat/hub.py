@@ -30,7 +30,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # it says so 
 )
 
 from mistral_chat.errors import DownloadError, IntegrityError, ModelMissingError
-from mistral_chat.private import discard, is_own_file, own_file
+from mistral_chat.private import is_own_file, own_file
 from mistral_chat.repositories import (
     RemoteFile,
     Repository,
@@ -39,6 +39,7 @@ from mistral_chat.repositories import (
     is_file_name,
     read_repository,
 )
+from quant.files import discard
 
 MOST_ANSWER_BYTES = 1 << 26
 """Of a description; the longest real ones, of thousands of files, have some megabytes."""

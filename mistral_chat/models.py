@@ -14,7 +14,6 @@ import quant
 from mistral_chat.download import PinnedFile, Progress, check_free_space, fetch, workspace
 from mistral_chat.errors import ModelMissingError, UsageError
 from mistral_chat.files import check_waits_for_nobody, expanded
-from mistral_chat.private import discard
 from mistral_chat.settings import Paths, brief, nearest, setting
 from mistral_chat.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_gguf
 from quant import files
@@ -22,6 +21,7 @@ from quant.checkpoints.folders import GENERATION_CONFIG
 from quant.checkpoints.native import WEIGHTS
 from quant.config import read_json
 from quant.errors import SamplingError
+from quant.files import discard
 
 CONFIG_FILE, PARAMS = "config.json", "params.json"
 GGUF_MAGIC = b"GGUF"

@@ -29,7 +29,7 @@ from mistral_chat.models import (
     refuse_foreign,
     sweep,
 )
-from mistral_chat.private import discard, own_file, own_folder
+from mistral_chat.private import own_file
 from mistral_chat.quantizing import Order, Quantized, quantize_weights
 from mistral_chat.repositories import RemoteFile, Repository
 from mistral_chat.settings import Paths
@@ -39,7 +39,7 @@ from quant.checkpoints.folders import INDEX, choose_files
 from quant.checkpoints.native import WEIGHTS, NativeCheckpoint
 from quant.config import read_json
 from quant.errors import CheckpointError, ConfigError, StorageError
-from quant.files import alone_in
+from quant.files import alone_in, discard, own_folder
 from quant.quantizers.recipe import Recipe
 
 PULLS = "pulls"

@@ -34,6 +34,9 @@ REPLACED = ".replaced"
 """How the name of a folder ends that is kept while another one takes its place."""
 
 _MOST_TRIES = 100
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
+
 _AT_WORKING_FOLDER = -100
 _SWAP = 2
 
@@ -77,21 +80,45 @@ def write_whole(path: Path, content: bytes) -> None:
         new.unlink(missing_ok=True)
 
 
-def own_folder(path: Path) -> None:
-    """Make ``path`` a folder that nobody else can write into, or see that it is one.
+def own_folder(path: Path, keep: bool = True) -> Path:
+    """The folder at ``path``, made if it is not there, that only this user writes to.
 
-    Raises StorageError where it is a link, somebody else's, or others may write into it.
+    One of this user's that others may write to is closed to them; without ``keep`` it is emptied,
+    too. Raises StorageError, saying what to do, where it is a link, no folder, or another user's.
     """
     with contextlib.suppress(FileExistsError):
-        path.mkdir(mode=0o700)
-    state = path.lstat()
-    own = not hasattr(os, "geteuid") or state.st_uid == os.geteuid()
-    shared = os.name != "nt" and state.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    if not stat.S_ISDIR(state.st_mode) or not own or shared:
+        path.mkdir(mode=0o755)
+    what = path.lstat()
+    if not stat.S_ISDIR(what.st_mode) or not is_own(what):
         raise StorageError(
-            f"{path} is in the way: it is a link, somebody else's, or others can write into it; "
-            "remove it, or choose a target in a folder of your own."
+            f"{path} is not a folder of your own, so nothing is written there; remove it, or "
+            "choose a place that only you write to."
         )
+    if os.name == "posix" and what.st_mode & OTHERS_WRITE:
+        descriptor = os.open(path, os.O_RDONLY | NO_LINK)
+        try:
+            if os.path.samestat(what, os.fstat(descriptor)):
+                os.fchmod(descriptor, stat.S_IMODE(what.st_mode) & ~OTHERS_WRITE)
+        finally:
+            os.close(descriptor)
+        if not keep:
+            for inside in path.iterdir():
+                discard(inside)
+    return path
+
+
+def is_own(what: os.stat_result) -> bool:
+    """Whether something on the disk is this user's, where there are users."""
+    return not hasattr(os, "geteuid") or what.st_uid == os.geteuid()
+
+
+def discard(path: Path) -> None:
+    """Remove a file, a link (not what it leads to) or a folder; nothing where there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
+        else:
+            shutil.rmtree(path)
 
 
 @contextlib.contextmanager

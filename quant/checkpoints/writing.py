@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from ..config import write_config
 from ..errors import CheckpointError, SpecError, StorageError
-from ..files import alone_in, new_folder, own_folder, put_back, put_in_place, sweep
+from ..files import alone_in, discard, new_folder, own_folder, put_back, put_in_place, sweep
 from ..qtensor import LINE, QuantSpec, QuantTensor
 from ..weights import Matrix
 from .checkpoint import Checkpoint
@@ -77,7 +77,8 @@ def write(
     with _working_folder(target, size, identity) as folder:
         journal = Journal(folder, identity)
         if not journal.done:
-            _clear(folder)
+            for path in folder.iterdir():
+                discard(path)
         write_config(checkpoint.config, folder / CONFIG)
         if companions is not None:
             companions(folder)
@@ -154,15 +155,6 @@ def _check_nothing_is_lost(target: Path, made: Path) -> None:
             f"{target} holds {foreign[0]}, which is no part of the model and would be lost with "
             "it; move it elsewhere, or choose another target."
         )
-
-
-def _clear(folder: Path) -> None:
-    """Remove what is in a folder of this program's own."""
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 class Journal:
@@ -331,7 +323,7 @@ def _working_folder(target: Path, size: int, identity: dict[str, Any] | None) ->
             folder = new_folder(target)
         else:
             folder = partial
-            own_folder(folder)
+            own_folder(folder, keep=False)
     except OSError as error:
         raise StorageError(f"{target} cannot be written: {error.strerror}.") from error
     try:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from mistral_chat import private
-from mistral_chat.private import discard, is_own_file, own_file, own_folder
+from mistral_chat.private import is_own_file, own_file
 from quant.errors import StorageError
+from quant.files import discard, own_folder
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs owners and modes of files")
 
@@ -58,7 +59,7 @@ def test_another_user_s_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (folder / "file").write_bytes(b"x")
     monkeypatch.setattr(private.os, "geteuid", lambda: os.getuid() + 1)
     assert not is_own_file(folder / "file")
-    with pytest.raises(StorageError, match="MISTRAL_CHAT_HOME"):
+    with pytest.raises(StorageError, match="not a folder of your own"):
         own_folder(folder)
 
 

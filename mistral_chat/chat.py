@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Protocol
 
-import quant
 from mistral_chat.engine import (
     Event,
     Finished,
@@ -19,73 +15,24 @@ from mistral_chat.engine import (
     sampling_of,
 )
 from mistral_chat.errors import NotKeptError, TextTooLongError, UsageError, sentence
+from mistral_chat.fitting import SUMMARY_REQUEST, Part, make_room, parts_of
 from mistral_chat.guardrail import MODERATING, OFF, STRICT, system_prompt
 from mistral_chat.inputs import least_tokens
 from mistral_chat.judging import Judged, Moderators
 from mistral_chat.messages import Message, Role
 from mistral_chat.models import caution
-from mistral_chat.moderation import Loaded, Moderator, Scorer
+from mistral_chat.moderation import Loaded, Moderator
+from mistral_chat.protocol import Engine
 from mistral_chat.sessions import SessionFile, now, prune_caches
 from mistral_chat.settings import Settings
 from mistral_chat.talks import Talk, Turn
-from mistral_chat.templates import ChatTemplate
-from mistral_chat.tokenizers import Tokenizer
-from quant.errors import CacheError, ContextFullError, QuantError
-
-SUMMARY_REQUEST = "Sum up our conversation so far in a few sentences, with all facts that matter."
-
-ROOM_SHARE = 4
-"""One part in this many of the context is kept for an answer, unless max_tokens asks for less."""
-
-
-class Engine(Protocol):
-    """What a chat needs from an engine; see ChatEngine."""
-
-    name: str
-    model: quant.Model
-    session: quant.Session
-    template: ChatTemplate
-    tokenizer: Tokenizer
-    recommended: Mapping[str, object]
-    complaints: Sequence[str]
-
-    def reply(
-        self,
-        messages: Sequence[Message],
-        sampling: quant.Sampling,
-        max_tokens: int | None = None,
-        cancel: Callable[[], bool] | None = None,
-        progress: Callable[[PrefillProgress], None] | None = None,
-        stop_loops: bool = True,
-    ) -> Iterator[Event]:
-        """Answer a conversation."""
-
-    def count_tokens(self, messages: Sequence[Message]) -> int:
-        """How many tokens a conversation is."""
-
-    def save_cache(self, path: Path, messages: Sequence[Message]) -> int:
-        """Write what was read of a conversation to a file; its bytes."""
-
-    def restore_cache(self, path: Path) -> None:
-        """Take up what an earlier process had read."""
-
-    def scorer(self, context: int) -> Scorer:
-        """A scorer for ``context`` tokens, or for as many as the model can have."""
-
+from quant.errors import CacheError, QuantError
 
 ChatEvent = Event | Judged
 
 
 def _say_nothing(_text: str) -> None:
     """Nobody is told."""
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A part of the context: what it is, and its tokens."""
-
-    name: str
-    tokens: int
 
 
 @dataclass
@@ -310,62 +257,12 @@ class Chat:
         again: bool,
     ) -> tuple[int, str | None]:
         """How many turns go, and what stands for them, as ``on_full`` says."""
-        context = self.engine.session.max_context
-        room = min(self.settings.max_tokens or context, context // ROOM_SHARE)
-        evicted, summary = self.talk.evicted, self.talk.summary
-        count = self.engine.count_tokens(self.messages(question, again))
-        if self.settings.on_full == "stop" or count + room <= context:
-            if count > context:
-                raise ContextFullError(count, context)
-            return evicted, summary
-        last = len(self.turns) - again
-        if evicted >= last:
-            if count > context:
-                raise ContextFullError(count, context)
-            return evicted, summary
-        summary = summary if self.settings.on_full == "summarize" else None
 
-        def size(evicted: int) -> int:
-            return self.engine.count_tokens(self._messages(evicted, summary, question, again))
+        def told(evicted: int, summary: str | None) -> list[Message]:
+            return self._messages(evicted, summary, question, again)
 
-        evicted = fewest(evicted + 1, last, lambda each: size(each) + room <= context)
-        left = size(evicted)
-        if left > context:
-            raise ContextFullError(left, context)
-        first = self.talk.evicted
-        gone = self.turns[first:evicted]
-        if self.settings.on_full == "summarize":
-            tell(f"The context is full; summing up the {len(gone)} oldest turns ...")
-            summary = self._summary(gone, cancel)
-            told = self._messages(evicted, summary, question, again)
-            if self.engine.count_tokens(told) > context:
-                summary = None
-        for number, turn in enumerate(gone, first + 1):
-            title = " ".join(turn.user.split())[:40]
-            place = "is summed up" if summary else "slid out of the context"
-            tell(f"Turn {number} ({title!r}) {place}.")
-        return evicted, summary
-
-    def _summary(self, gone: Sequence[Turn], cancel: Callable[[], bool] | None) -> str | None:
-        """The model's own summary of the turns that go; None where it wrote nothing."""
-        messages: list[Message] = []
-        if self.talk.summary is not None:
-            messages += Turn(SUMMARY_REQUEST, self.talk.summary).messages()
-        messages += [each for turn in gone for each in turn.messages()]
-        messages.append(Message(Role.USER, SUMMARY_REQUEST))
-        context = self.engine.session.max_context
-
-        def fits(pairs: int) -> bool:
-            return self.engine.count_tokens(messages[2 * pairs :]) + context // 8 <= context
-
-        if not fits(0):
-            del messages[: 2 * fewest(1, len(messages) // 2, fits)]
-        for event in self.engine.reply(
-            messages, quant.Sampling(temperature=0), context // 8, cancel
-        ):
-            if isinstance(event, Finished) and event.finish_reason != "cancelled":
-                return event.text.strip() or None
-        return None
+        may_go = len(self.turns) - again
+        return make_room(self.engine, self.settings, self.talk, may_go, told, cancel, tell)
 
     def undo(self) -> str:
         """Take back the last question and its answer; the question. Raises UsageError if none."""
@@ -451,31 +348,10 @@ class Chat:
 
     def parts(self) -> list[Part]:
         """What fills the context, in order; the last part is what is free."""
-        context, talk = self.engine.session.max_context, self.talk
         # Some templates encode nothing without a question.
-        messages = self.messages(None if len(self.turns) > talk.evicted else "?")
-        sizes = []
-        count = self.engine.count_tokens(messages)
+        messages = self.messages(None if len(self.turns) > self.talk.evicted else "?")
         guarded = self.settings.guardrail != OFF
-        if guarded:
-            own = [Message(Role.SYSTEM, self.system)] if self.system else []
-            messages = own + messages[1:]
-            left = self.engine.count_tokens(messages)
-            sizes.append(Part("guardrail", count - left))
-            count = left
-        if self.system:
-            messages = messages[1:]
-            left = self.engine.count_tokens(messages)
-            sizes.append(Part("system prompt", count - left))
-            count = left
-        if talk.summary is not None:
-            messages = messages[2:]
-            left = self.engine.count_tokens(messages)
-            sizes.append(Part("summary", count - left))
-            count = left
-        if len(self.turns) > talk.evicted:
-            sizes.append(Part("turns", count))
-        return [*sizes, Part("free", max(0, context - sum(part.tokens for part in sizes)))]
+        return parts_of(self.engine, self.talk, messages, self.system, guarded)
 
     def _record(self, event: str, **values: object) -> None:
         self._add({"event": event, **values})
@@ -492,19 +368,3 @@ class Chat:
             self.store.record_all([event])
         else:
             self.talk.apply(event)
-
-
-def fewest(first: int, last: int, fits: Callable[[int], bool]) -> int:
-    """The smallest number from ``first`` to ``last`` that ``fits``; ``last`` where none does.
-
-    What fits once fits on. It is looked for from the last one back, in growing steps: with many
-    turns gone little is left to count, so this costs a few times what fits, however long the talk.
-
-    >>> fewest(1, 1000, lambda turns: turns >= 958)
-    958
-    """
-    step = 1
-    while last - step >= first and fits(last - step):
-        step *= 2
-    low = max(first, last - step)
-    return low + bisect_left(range(low, last), True, key=fits)

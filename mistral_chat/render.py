@@ -14,8 +14,8 @@ from typing import Protocol, TextIO
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from mistral_chat.chat import Part
 from mistral_chat.engine import Finished, PrefillProgress
+from mistral_chat.fitting import Part
 from mistral_chat.printable import printable, without_controls
 from mistral_chat.screen import Screen
 

@@ -23,7 +23,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import Output
 
-from mistral_chat.chat import Chat, ChatEvent, Engine
+from mistral_chat.chat import Chat, ChatEvent
 from mistral_chat.commands import Outcome, Room, completions, run
 from mistral_chat.engine import Finished, StartsOver, TextDelta, stopped_by_interrupt
 from mistral_chat.errors import UsageError, is_told, sentence
@@ -34,6 +34,7 @@ from mistral_chat.judging import Judged
 from mistral_chat.keyboard import Keyboard
 from mistral_chat.messages import Role
 from mistral_chat.printable import printable
+from mistral_chat.protocol import Engine
 from mistral_chat.render import Notes, answer_writer
 from mistral_chat.settings import Paths
 from mistral_chat.template_view import TemplateView

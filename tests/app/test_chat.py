@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mistral_chat.chat import SUMMARY_REQUEST, Chat
+from mistral_chat.chat import Chat
 from mistral_chat.engine import TextDelta
 from mistral_chat.errors import UsageError
+from mistral_chat.fitting import SUMMARY_REQUEST
 from mistral_chat.guardrail import GUARDRAIL_PROMPT
 from mistral_chat.loops import LEAST_TOKENS, LONGEST_PERIOD, LoopDetector
 from mistral_chat.messages import Message, Role

@@ -35,7 +35,7 @@ templates.filters templates.predicates templates.functions templates.evaluator
 templates.interpreter templates.ledger templates.jinja templates private download repositories hub
 models families info texts planning quantizing pulling inputs loops engine labels moderation
 thresholds evaluation moderating judging talks session_file
-sessions chat markdown render bench warmup commands
+sessions protocol fitting chat markdown render bench warmup commands
 template_view keyboard repl oneshot doctor shells
 cli.application cli.chat cli.inspect cli.measure cli.models cli.moderate cli.quantize
 cli.sessions cli.shell cli __main__

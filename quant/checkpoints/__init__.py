@@ -34,9 +34,12 @@ DEFAULT_SPEC = QuantSpec(bits=4, group_size=64, symmetric=False)
 def fitting_spec(config: ModelConfig, spec: QuantSpec = DEFAULT_SPEC) -> QuantSpec:
     """``spec``, or the same with groups of 32 where its own do not fill a matrix's columns.
 
-    >>> from quant.bench import MISTRAL_7B
-    >>> fitting_spec(MISTRAL_7B).group_size
+    >>> from quant.bench import GEOMETRIES
+    >>> fitting_spec(GEOMETRIES["mistral-7b"]).group_size
     64
+    >>> from dataclasses import replace
+    >>> fitting_spec(replace(GEOMETRIES["mistral-7b"], intermediate_size=14368)).group_size
+    32
     """
     widths = [columns for _, columns in config.matrices().values()]
     fits = all(columns % spec.group_size == 0 for columns in widths)

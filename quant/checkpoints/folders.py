@@ -12,8 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import ModelConfig, read_json
-from ..config_formats import from_huggingface, from_params
+from ..config import ModelConfig, from_huggingface, from_params, read_json
 from ..errors import CheckpointError, ConfigError
 from ..qtensor import Floats, QuantSpec
 from ..weights import Matrix

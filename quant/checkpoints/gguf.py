@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..config import ModelConfig
-from ..config_formats import from_gguf
+from ..config import ModelConfig, from_gguf
 from ..errors import CheckpointError, UnsupportedError
 from ..files import open_file
 from ..qtensor import Floats, QuantSpec

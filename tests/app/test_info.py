@@ -16,7 +16,7 @@ import quant
 from mistral_chat.families import FAMILIES, family_of
 from quant.bench import GEOMETRIES
 from quant.checkpoints.names import tensor_names, tensor_shape
-from quant.config_formats import from_huggingface
+from quant.config import from_huggingface
 
 from ..engine.models import TINY, write_gguf, write_huggingface, write_mistral, write_safetensors
 from .conftest import Command

@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 import quant
 from quant.checkpoints import open_checkpoint
 from quant.checkpoints.native import NativeCheckpoint
-from quant.config import ModelConfig
-from quant.config_formats import from_huggingface, from_params, windows_of
+from quant.config import ModelConfig, from_huggingface, from_params, windows_of
 from quant.errors import CheckpointError, ConfigError, QuantError, UnsupportedError
 
 from .models import (

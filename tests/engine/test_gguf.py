@@ -19,7 +19,7 @@ from quant.checkpoints import DEFAULT_SPEC, fitting_spec, open_checkpoint
 from quant.checkpoints.blocks import BLOCK_TYPES, import_blocks
 from quant.checkpoints.gguf import GGUFFile
 from quant.checkpoints.native import NativeCheckpoint
-from quant.config_formats import from_gguf
+from quant.config import from_gguf
 from quant.errors import CheckpointError, ConfigError, QuantError, UnsupportedError
 
 from .models import TINY, gguf_tensors, random_weights, write_gguf

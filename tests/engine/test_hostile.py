@@ -18,7 +18,7 @@ import pytest
 import quant
 from quant.checkpoints import open_checkpoint
 from quant.checkpoints.gguf import MOST_ENTRIES
-from quant.config_formats import from_gguf, from_huggingface
+from quant.config import from_gguf, from_huggingface
 from quant.errors import (
     CheckpointError,
     ConfigError,

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 QUANT = """
-errors files config config_formats qtensor kernel_cache jit simd tiles
+errors files config.geometry config.formats config qtensor kernel_cache jit simd tiles
 kernels.threads kernels.matmul kernels.pointwise kernels.attention
 kernels.program kernels.probes kernels.quantize
 quantizers.grids quantizers.rounding quantizers.gptq quantizers.recipe quantizers.rotation
@@ -99,6 +99,6 @@ def test_the_engine_knows_no_text_and_no_screen() -> None:
 
 
 def test_the_check_sees_an_import_that_goes_up(tmp_path: Path) -> None:
-    assert "quant.errors" in imports("quant", "config")
+    assert "quant.errors" in imports("quant", "config.geometry")
     assert "quant.kernels.matmul" in imports("quant", "kernels.program")
     assert "quant.cpu" in imports("quant", "backend")

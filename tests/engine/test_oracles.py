@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import quant
-from quant.config_formats import from_huggingface
+from quant.config import from_huggingface
 
 from ..oracles.cases import (
     DEFAULTS_FILE,

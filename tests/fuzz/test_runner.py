@@ -129,5 +129,5 @@ def test_the_place_of_an_error_is_a_line_of_the_product() -> None:
 
     from quant.config import read_json
 
-    assert place(lambda: read_json(Path("/nowhere"))).startswith("quant/config.py:")
+    assert place(lambda: read_json(Path("/nowhere"))).startswith("quant/config/geometry.py:")
     assert place(be_wrong).startswith("tests/fuzz/test_runner.py:")

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from .config import ARCHITECTURES, MOST_LAYERS, ModelConfig, is_whole
-from .errors import ConfigError, UnsupportedError
+from ..errors import ConfigError, UnsupportedError
+from .geometry import ARCHITECTURES, MOST_LAYERS, ModelConfig, is_whole
 
 
 def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]) -> ModelConfig:

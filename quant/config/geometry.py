@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, UnsupportedError
-from .files import read_file
+from ..errors import ConfigError, UnsupportedError
+from ..files import read_file
 
 MOST_LAYERS = 4096
 """A number of layers beyond this is a damaged file's; the largest published models have 126."""

@@ -23,12 +23,12 @@ import huggingface_hub
 from huggingface_hub import constants, errors
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of its HTTP library
 from huggingface_hub.utils import (  # type: ignore[attr-defined]  # it says so by __all__ only
-    build_hf_headers,
     hf_raise_for_status,
     http_stream_backoff,
     validate_repo_id,
 )
 
+from mistral_chat import __version__
 from mistral_chat.errors import DownloadError, IntegrityError, ModelMissingError
 from mistral_chat.private import is_own_file, own_file
 from mistral_chat.repositories import (
@@ -237,6 +237,17 @@ def _receive(
             progress(stream.tell())
 
 
+def _own_headers() -> dict[str, str]:
+    """What every request tells: this program, and the token if there is one.
+
+    The library's own headers tell the versions of Python and torch besides and which other program
+    may have started this one, for which it asks the hub for a list.
+    """
+    headers = {"user-agent": f"mistral-chat/{__version__}"}
+    token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else huggingface_hub.get_token()
+    return {**headers, "authorization": f"Bearer {token}"} if token else headers
+
+
 @contextmanager
 def _asked(
     url: str, headers: dict[str, str], parameters: dict[str, str] | None = None
@@ -251,7 +262,7 @@ def _asked(
     with http_stream_backoff(
         "GET",
         url,
-        headers={**build_hf_headers(), **headers},
+        headers={**_own_headers(), **headers},
         params=parameters,
         timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
         retry_on_exceptions=(),

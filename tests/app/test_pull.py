@@ -18,6 +18,7 @@ import gguf
 import mistral_common
 import pytest
 
+from mistral_chat import __version__
 from mistral_chat.errors import ModelMissingError
 from mistral_chat.hub import RemoteFile, Repository
 from mistral_chat.pulling import Reference, chosen_files
@@ -200,6 +201,13 @@ def test_the_token_is_for_the_hub_alone(hub: Hub, run: Pull, files: dict[str, by
     assert f"Bearer {hub.token}" in hub.tokens
     assert storage.sent("tokenizer.model.v3")
     assert set(storage.tokens) == {None}
+
+
+def test_requests_tell_the_program_and_nothing_besides(hub: Hub, run: Pull) -> None:
+    assert run("pull", "org/tiny", AI_AGENT="some-program", HF_TOKEN="").code == 0
+    assert hub.agents == {f"mistral-chat/{__version__}"}
+    assert set(hub.tokens) == {None}
+    assert all("/org/tiny" in path for _, path, _ in hub.requests)
 
 
 def fill_the_cache(environment: dict[str, str], files: dict[str, bytes]) -> None:

@@ -36,11 +36,6 @@ class Text:
 
 Part = Control | Text
 
-_WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
-    map(chr, range(0x2000, 0x200B))
-)
-"""What Unicode counts as white space. Python counts four separators of data among it, too."""
-
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -123,13 +118,9 @@ def _beside(
     tokenizer: Tokenizer, part: Text, before: Sequence[Part], after: Sequence[Part]
 ) -> Text:
     """The text without the white space that the control pieces beside it swallow."""
-    begin, end = 0, len(part.text)
-    for each in before:
-        if isinstance(each, Control) and tokenizer.swallows(each.piece)[1]:
-            begin = len(part.text) - len(part.text.lstrip(_WHITE_SPACE))
-    for each in after:
-        if isinstance(each, Control) and tokenizer.swallows(each.piece)[0]:
-            end = max(begin, len(part.text.rstrip(_WHITE_SPACE)))
+    beside = [next((each.piece for each in side if isinstance(each, Control)), None)
+              for side in (before, after)]  # fmt: skip
+    begin, end = tokenizer.left_between(part.text, *beside)
     if end - begin == len(part.text):
         return part
     moved = [min(max(place, begin), end) - begin for place in (part.start, *part.breaks)]

@@ -85,8 +85,8 @@ class Tokenizer(Protocol):
     def control_id(self, piece: str) -> int | None:
         """The id of a control piece such as ``<|im_end|>``, or None if there is none."""
 
-    def swallows(self, piece: str) -> tuple[bool, bool]:
-        """Whether a control piece takes in the white space before it, and that after it."""
+    def left_between(self, text: str, before: str | None, after: str | None) -> tuple[int, int]:
+        """Where begins and ends what the control pieces beside a text leave of its white space."""
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes a token adds to a text: none for a control id.

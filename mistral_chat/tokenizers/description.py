@@ -25,6 +25,7 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 LARGEST_GROWTH = 64
 """How many times longer a text may become before it is cut: spaces become three bytes, say."""
 
+_WORD = re.compile(r"\w")
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -121,6 +122,29 @@ class Description:
                 )
             found[piece] = token if known is None else known
         return found
+
+    def find_added(
+        self, text: str, marks: Mapping[str, int], normalized: bool
+    ) -> list[tuple[int, int, Added]]:
+        """Where added tokens that are no marks stand in a text, the leftmost longest of them.
+
+        Those that are looked for in the normalized text are left out unless ``normalized``: by then
+        the marks of the other kind have been found.
+        """
+        sought = {
+            each.piece: each
+            for each in self.added
+            if each.piece and each.piece not in marks and each.flags["normalized"] <= normalized
+        }
+        if not sought:
+            return []
+        pieces = re.compile("|".join(map(re.escape, sorted(sought, key=len, reverse=True))))
+        return [
+            (found.start(), found.end(), sought[found[0]])
+            for found in pieces.finditer(text)
+            if not sought[found[0]].flags["single_word"]
+            or not (_WORD.match(text[: found.start()][-1:]) or _WORD.match(text, found.end()))
+        ]
 
     def _is_unknown(self, each: Added, config: TokenizerConfig) -> bool:
         """Whether a token stands for what has no piece, and for nothing else."""

@@ -63,6 +63,12 @@ def byte_alphabet() -> dict[str, int]:
     return alphabet
 
 
+_WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
+"""What Unicode counts as white space. Python counts four separators of data among it, too."""
+
+
 class HuggingFaceTokenizer(Vocabulary):
     """The vocabulary that ``values``, the content of a ``tokenizer.json``, describes.
 
@@ -88,7 +94,7 @@ class HuggingFaceTokenizer(Vocabulary):
         check_marks(self._marks, self._pieces)
         self._added = {each.token for each in self._description.added}
         self._swallowing = {
-            each.piece: (each.flags["lstrip"], each.flags["rstrip"])
+            each.piece: (each.flags["lstrip"], each.flags["rstrip"], each.flags["normalized"])
             for each in self._description.added
         }
         self._byte_level = self._description.is_byte_level
@@ -200,9 +206,31 @@ class HuggingFaceTokenizer(Vocabulary):
         """Every control piece and its id."""
         return self._marks
 
-    def swallows(self, piece: str) -> tuple[bool, bool]:
-        """Whether a control piece takes in the white space before it, and that after it."""
-        return self._swallowing.get(piece, (False, False))
+    def left_between(self, text: str, before: str | None, after: str | None) -> tuple[int, int]:
+        """Where begins and ends what the control pieces beside a text leave of its white space.
+
+        A token that is looked for in texts and is found there is none of theirs.
+        """
+        nothing = False, False, False
+        _, takes_after, late_before = self._swallowing.get(before or "", nothing)
+        takes_before, _, late_after = self._swallowing.get(after or "", nothing)
+        begin, end = 0, len(text)
+        if takes_after:
+            begin = _white_space_after(text, 0)
+            for start, stop, each in self._description.find_added(text, self._marks, late_before):
+                if start >= begin:
+                    break
+                stop = _white_space_after(text, stop) if each.flags["rstrip"] else stop
+                if not each.flags["lstrip"] or begin < stop:
+                    begin = start
+                    break
+                # Nothing is left of one that takes in white space before it, too.
+                begin = stop
+        if takes_before:
+            end = len(text.rstrip(_WHITE_SPACE))
+            found = self._description.find_added(text, self._marks, late_after)
+            end = max([end, *(stop for _, stop, _ in found[-1:])])
+        return begin, max(begin, end)
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes of a token; none for a control id, and for one the vocabulary does not have.
@@ -261,6 +289,10 @@ class HuggingFaceTokenizer(Vocabulary):
     @cached_property
     def _alphabet(self) -> dict[str, int]:
         return byte_alphabet()
+
+
+def _white_space_after(text: str, place: int) -> int:
+    return len(text) - len(text[place:].lstrip(_WHITE_SPACE))
 
 
 def _texts(description: Description, marks: Mapping[str, int], place: str) -> dict[int, str]:

@@ -62,9 +62,14 @@ class Vocabulary(ABC):
         """The id of a control piece, or None."""
         return self.controls.get(piece)
 
-    def swallows(self, piece: str) -> tuple[bool, bool]:  # noqa: ARG002 - most swallow nothing
-        """Whether a control piece takes in the white space before it, and that after it."""
-        return False, False
+    def left_between(
+        self,
+        text: str,
+        before: str | None,  # noqa: ARG002 - most swallow nothing
+        after: str | None,  # noqa: ARG002 - as above
+    ) -> tuple[int, int]:
+        """Where begins and ends what the control pieces beside a text leave of its white space."""
+        return 0, len(text)
 
     def least_tokens(self, text: str) -> int:
         """A number of tokens that ``text`` has at least, told without cutting it.

@@ -6,6 +6,8 @@ import base64
 import heapq
 import itertools
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +109,29 @@ def descriptions(draw: st.DrawFn) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@contextmanager
+def no_bad_split() -> Iterator[None]:
+    """The library panics where a token that takes in white space ends in what another has taken."""
+    try:
+        yield
+    except BaseException as error:
+        assume("bad split" not in str(error))
+        raise
+
+
 def reference_ids(values: dict[str, Any], text: str) -> list[int]:
     """The library's own ids, without the truncation that transformers turns off as well."""
     rest = {**values, "truncation": None}
     if values["model"]["unk_token"] not in values["model"]["vocab"]:
         rest["model"] = {**values["model"], "unk_token": None}
-    return list(Library.from_str(json.dumps(rest)).encode(text, add_special_tokens=False).ids)
+    library = Library.from_str(json.dumps(rest))
+    # Of two added tokens that the normalizer makes one, the library takes any.
+    contents = [each["content"] for each in values["added_tokens"] if each["normalized"]]
+    if library.normalizer is not None:
+        contents = [library.normalizer.normalize_str(content) for content in contents]
+    assume(len(set(contents)) == len(contents))
+    with no_bad_split():
+        return list(library.encode(text, add_special_tokens=False).ids)
 
 
 @settings(max_examples=400)
@@ -123,7 +142,8 @@ def test_ids_of_a_tokenizer_json_are_the_library_s(
     tokenizer = HuggingFaceTokenizer(values, TokenizerConfig())
     specials = [entry["content"] for entry in values["added_tokens"] if entry["special"]]
     for text in texts:
-        ids = tokenizer.encode(text)
+        with no_bad_split():
+            ids = tokenizer.encode(text)
         if not any(special in text for special in specials):
             assert ids == reference_ids(values, text)
         assert not set(tokenizer.controls.values()) & set(ids)
@@ -146,9 +166,10 @@ def test_white_space_beside_a_mark_is_swallowed_as_by_the_library(
     parts: list[Part] = [Text(texts[0], None)]
     for text in texts[1:]:
         parts += [Control("<|end|>"), Text(text, None)]
-    segments = encode_parts(tokenizer, parts)
-    ids = [token for segment in segments for token in segment.ids]
-    assert ids == reference_ids(values, as_text(parts))
+    right = reference_ids(values, as_text(parts))
+    with no_bad_split():
+        segments = encode_parts(tokenizer, parts)
+    assert [token for segment in segments for token in segment.ids] == right
 
 
 def llama_ids(metadata: dict[str, Any], text: str) -> list[int]:

@@ -16,11 +16,11 @@ import time
 from pathlib import Path
 
 import quant
-from mistral_chat.categories import PRESETS
-from mistral_chat.engine import ChatEngine
+from mistral_chat.engines.local import ChatEngine
+from mistral_chat.guardrail.categories import PRESETS
+from mistral_chat.guardrail.moderation import Moderator, open_moderator
 from mistral_chat.messages import Role
-from mistral_chat.models import open_tokenizer
-from mistral_chat.moderation import Moderator, open_moderator
+from mistral_chat.models.names import open_tokenizer
 from mistral_chat.templates import template_for
 
 SENTENCE = "The ferry leaves at nine, if the wind allows, and takes letters, apples and two goats. "

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 import quant
-from mistral_chat.models import locate, open_tokenizer
+from mistral_chat.models.names import locate, open_tokenizer
+from mistral_chat.models.texts import calibration_text, held_out_text, pieces
 from mistral_chat.settings import Paths
-from mistral_chat.texts import calibration_text, held_out_text, pieces
 from quant.checkpoints import Calibration, compare, open_checkpoint
 from quant.checkpoints.conversion import Conversion
 from quant.checkpoints.dequantized import Dequantized

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 
 import quant
-from mistral_chat.markdown import MarkdownWriter
 from mistral_chat.settings import Paths
+from mistral_chat.terminal.markdown import MarkdownWriter
 
 COMMAND = [sys.executable, "-m", "mistral_chat"]
 TOKENS_A_SECOND = 200

@@ -15,6 +15,7 @@ import numpy as np
 from protocol import serve
 
 import quant
+from quant.backends.devices import copy_bandwidth
 from quant.bench import (
     GEOMETRIES,
     decode_seconds,
@@ -22,7 +23,6 @@ from quant.bench import (
     random_model,
     read_bandwidth,
 )
-from quant.devices import copy_bandwidth
 
 
 class Ours:

@@ -2,8 +2,8 @@
 
     python docs/generate.py            # writes them; a test checks that nothing would change
 
-``reference.md`` is the help of every command; the tables of settings and of slash commands stand
-between two markers in their pages.
+``reference.md`` is the help of every command; the tables of settings, of slash commands and of the
+rooms of the house stand between two markers in their pages.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import contextlib
 import io
 import os
 import sys
+import tomllib
 from pathlib import Path
 from unittest import mock
 
 from mistral_chat.cli import PROGRAM, main
-from mistral_chat.commands import COMMANDS
 from mistral_chat.settings import all_settings
+from mistral_chat.terminal.commands import COMMANDS
 
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- generated: docs/generate.py -->\n", "<!-- end of what is generated -->\n"
@@ -28,6 +29,7 @@ def pages() -> dict[Path, str]:
     """What each page should hold."""
     return {
         HERE / "reference.md": reference(),
+        HERE / "architecture.md": between(HERE / "architecture.md", rooms_table()),
         HERE / "settings.md": between(HERE / "settings.md", settings_table()),
         HERE / "repl.md": between(HERE / "repl.md", slash_table()),
     }
@@ -83,6 +85,19 @@ def slash_table() -> str:
     lines = ["| command | |", "|---|---|"]
     lines += [f"| `{f'/{row.name} {row.arguments}'.rstrip()}` | {row.help} |" for row in COMMANDS]
     return "\n".join(lines) + "\n"
+
+
+def rooms_table() -> str:
+    """A row for each room of both packages, from the cellar to the roof."""
+    house = tomllib.loads((HERE / "house.toml").read_text(encoding="utf-8"))
+    tables = []
+    for package, rooms in house.items():
+        lines = [f"| `{package}/` | |", "|---|---|"]
+        for name, room in rooms.items():
+            shown = f"{name}/" if "modules" in room else f"{name}.py"
+            lines.append(f"| `{shown}` | {room['says']} |")
+        tables.append("\n".join(lines) + "\n")
+    return "\n".join(tables)
 
 
 def between(page: Path, table: str) -> str:

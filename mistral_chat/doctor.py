@@ -16,15 +16,15 @@ from typing import Any
 from rich.table import Table
 
 from mistral_chat import __version__
-from mistral_chat.models import list_models
-from mistral_chat.planning import available_memory
-from mistral_chat.screen import Screen
+from mistral_chat.models.names import list_models
+from mistral_chat.models.planning import available_memory
+from mistral_chat.models.warmup import cannot_keep
 from mistral_chat.settings import Paths, Settings
-from mistral_chat.warmup import cannot_keep
-from quant.cpu import kernels_compiled
-from quant.devices import copy_bandwidth, describe, missing
-from quant.jit import instruction_set
-from quant.kernel_cache import cache_folder
+from mistral_chat.system.screen import Screen
+from quant.backends.cpu import kernels_compiled
+from quant.backends.devices import copy_bandwidth, describe, missing
+from quant.kernels.jit import instruction_set
+from quant.kernels.kernel_cache import cache_folder
 from quant.model import available_processors
 
 LIBRARIES = ("numba", "llvmlite", "numpy", "prompt-toolkit", "rich", "huggingface-hub")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from mistral_chat.errors import UsageError
-from mistral_chat.files import without_mark
+from mistral_chat.system.files import without_mark
 
 
 class Role(StrEnum):

@@ -18,12 +18,19 @@ from typing import Any
 from platformdirs import PlatformDirs
 
 from mistral_chat.errors import UsageError
-from mistral_chat.files import expanded, is_missing, read_text
-from mistral_chat.guardrail import MODES, OFF
+from mistral_chat.system.files import expanded, is_missing, read_text
 
 APPLICATION = "mistral-chat"
 HOME_VARIABLE = "MISTRAL_CHAT_HOME"
 
+OFF, PROMPT, MODERATE, STRICT = "off", "prompt", "moderate", "strict"
+MODES = (OFF, PROMPT, MODERATE, STRICT)
+"""Of the guardrail. Each does what the one before it does, and more: ``prompt`` places the system
+prompt, ``moderate`` classifies questions and answers, ``strict`` shows no answer before it is
+classified.
+"""
+
+MODERATING = (MODERATE, STRICT)
 
 MOST_CONFIG_BYTES = 1_000_000
 """What is read of ``config.toml``; the longest that anybody writes is a system prompt."""

@@ -15,13 +15,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .backends.cpu import compile_kernels as compile_kernels
+    from .backends.cpu import kernels_compiled as kernels_compiled
     from .cache import RollingCache as RollingCache
     from .checkpoints import load as load
     from .checkpoints import quantize as quantize
     from .checkpoints.gguf import read_metadata as read_gguf_metadata
     from .config import ModelConfig as ModelConfig
-    from .cpu import compile_kernels as compile_kernels
-    from .cpu import kernels_compiled as kernels_compiled
+    from .decoding.generation import Generation as Generation
+    from .decoding.generation import generate as generate
+    from .decoding.scoring import score as score
     from .errors import CacheError as CacheError
     from .errors import CheckpointError as CheckpointError
     from .errors import ConfigError as ConfigError
@@ -32,20 +35,17 @@ if TYPE_CHECKING:
     from .errors import SpecError as SpecError
     from .errors import StorageError as StorageError
     from .errors import UnsupportedError as UnsupportedError
-    from .generation import Generation as Generation
-    from .generation import generate as generate
     from .model import Model as Model
     from .model import Session as Session
     from .qtensor import QuantSpec as QuantSpec
     from .qtensor import QuantTensor as QuantTensor
     from .sampling import Sampling as Sampling
-    from .scoring import score as score
 
 _HOMES = {
     "cache": ("RollingCache",),
     "checkpoints": ("load", "quantize"),
     "config": ("ModelConfig",),
-    "cpu": ("compile_kernels", "kernels_compiled"),
+    "backends.cpu": ("compile_kernels", "kernels_compiled"),
     "errors": (
         "CacheError",
         "CheckpointError",
@@ -58,11 +58,11 @@ _HOMES = {
         "StorageError",
         "UnsupportedError",
     ),
-    "generation": ("Generation", "generate"),
+    "decoding.generation": ("Generation", "generate"),
     "model": ("Model", "Session"),
     "qtensor": ("QuantSpec", "QuantTensor"),
     "sampling": ("Sampling",),
-    "scoring": ("score",),
+    "decoding.scoring": ("score",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from .backends.cpu import CpuProgram, Crew
 from .config import ModelConfig
-from .cpu import CpuProgram, Crew
 from .errors import ConfigError
 from .kernels import probes
 from .kernels import program as steps

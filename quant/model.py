@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .backend import Program, new_program
+from .backends.protocol import Program, new_program
+from .backends.scratch import HEAD_TOKENS, Scratch
 from .cache import RollingCache
 from .cache_file import read_cache, write_cache
 from .config import ModelConfig
 from .errors import CacheError, ConfigError, ContextFullError, InputError
 from .qtensor import Floats
 from .sampling import Sampler, check_logits
-from .scratch import HEAD_TOKENS, Scratch
 from .weights import Weights, check_weights
 
 CHUNK = 256

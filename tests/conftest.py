@@ -12,7 +12,7 @@ if not Path("/dev/nvidiactl").exists():
 import pytest
 from hypothesis import HealthCheck, settings
 
-from mistral_chat import models
+from mistral_chat.models import names as models
 from mistral_chat.settings import Paths
 
 # No test asserts a time, and these machines are shared.

@@ -16,10 +16,10 @@ from mistral_chat.errors import ExitCode, UsageError
 from mistral_chat.settings import Paths, Settings, resolve
 
 if TYPE_CHECKING:
-    from mistral_chat.chat import Chat
-    from mistral_chat.download import Progress
-    from mistral_chat.render import Notes
-    from mistral_chat.sessions import SessionFile
+    from mistral_chat.models.download import Progress
+    from mistral_chat.talk.chat import Chat
+    from mistral_chat.talk.sessions import SessionFile
+    from mistral_chat.terminal.render import Notes
 
 
 @app.command(DEFAULT_COMMAND)
@@ -60,11 +60,11 @@ def chat(
     paths = Paths.from_environment(os.environ)
     settings = resolve(flags, os.environ, paths)
 
-    from mistral_chat.categories import load_taxonomy
-    from mistral_chat.engine import sampling_of
-    from mistral_chat.inputs import gather, most_bytes, standard_input
-    from mistral_chat.oneshot import Form, answer
-    from mistral_chat.render import Notes
+    from mistral_chat.engines.local import sampling_of
+    from mistral_chat.guardrail.categories import load_taxonomy
+    from mistral_chat.talk.inputs import gather, most_bytes, standard_input
+    from mistral_chat.terminal.oneshot import Form, answer
+    from mistral_chat.terminal.render import Notes
 
     # Made to be checked: a value out of range is told before anything is fetched or loaded.
     sampling_of(settings)
@@ -102,10 +102,10 @@ def _open(
     ignore_memory: bool,
 ) -> Chat:
     """The chat, with its model loaded, and the moderator where one is asked for."""
-    from mistral_chat.chat import Chat
-    from mistral_chat.engine import ChatEngine
-    from mistral_chat.guardrail import MODERATING
-    from mistral_chat.moderation import moderator_settings
+    from mistral_chat.engines.local import ChatEngine
+    from mistral_chat.guardrail.moderation import moderator_settings
+    from mistral_chat.settings import MODERATING
+    from mistral_chat.talk.chat import Chat
 
     def load_now(name: str) -> ChatEngine:
         return ChatEngine.open(moderator_settings(settings, name), paths, progress, ignore_memory)
@@ -141,7 +141,7 @@ def _store(
 
     What is damaged of it is told at once: loading the model may fail, or take long.
     """
-    from mistral_chat.sessions import SUFFIX, SessionFile, checked_name, list_sessions, sweep
+    from mistral_chat.talk.sessions import SUFFIX, SessionFile, checked_name, list_sessions, sweep
 
     if not go_on and session is None:
         return None
@@ -164,7 +164,7 @@ def _store(
 
 
 def _new_store(settings: Settings, paths: Paths) -> SessionFile | None:
-    from mistral_chat.sessions import SUFFIX, SessionFile, new_name, sweep
+    from mistral_chat.talk.sessions import SUFFIX, SessionFile, new_name, sweep
 
     sweep(paths.sessions)
     if settings.private:
@@ -184,8 +184,8 @@ def _talk(
     from concurrent.futures import Future
     from dataclasses import replace
 
-    from mistral_chat.engine import ChatEngine, needs_foreground
-    from mistral_chat.repl import Repl, open_repl
+    from mistral_chat.engines.local import ChatEngine, needs_foreground
+    from mistral_chat.terminal.repl import Repl, open_repl
 
     def open_chat(progress: Progress) -> Chat:
         return _open(settings, paths, notes, progress, store, ignore_memory)

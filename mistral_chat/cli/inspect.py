@@ -50,14 +50,14 @@ def template(
         raise UsageError("--tokenizer and --model exclude each other; give one of them.")
     settings = resolve({"model": model, "system_position": system_position}, os.environ, paths)
 
-    from mistral_chat.engine import template_options
-    from mistral_chat.inputs import read_input
+    from mistral_chat.engines.local import template_options
     from mistral_chat.messages import read_conversation
-    from mistral_chat.models import locate, open_tokenizer
-    from mistral_chat.render import Notes
-    from mistral_chat.template_view import TemplateView
+    from mistral_chat.models.names import locate, open_tokenizer
+    from mistral_chat.models.texts import MOST_BYTES
+    from mistral_chat.talk.inputs import read_input
     from mistral_chat.templates import template_for
-    from mistral_chat.texts import MOST_BYTES
+    from mistral_chat.terminal.render import Notes
+    from mistral_chat.terminal.template_view import TemplateView
 
     messages = read_conversation(read_input(conversation, MOST_BYTES))
     if tokenizer is None:
@@ -79,10 +79,10 @@ def info(
     as_json: AsJson = False,
 ) -> int:
     """Show what a checkpoint is: family, geometry, window, tokenizer, quantization, size."""
-    from mistral_chat.info import inspect
-    from mistral_chat.models import locate
-    from mistral_chat.render import Notes
-    from mistral_chat.screen import Screen
+    from mistral_chat.models.info import inspect
+    from mistral_chat.models.names import locate
+    from mistral_chat.system.screen import Screen
+    from mistral_chat.terminal.render import Notes
 
     with Notes().progress() as progress:
         place = locate(path, Paths.from_environment(os.environ), progress)
@@ -101,10 +101,10 @@ def plan_memory(
     as_json: AsJson = False,
 ) -> int:
     """Show the memory a model needs, to chat and to be quantized; nothing is loaded."""
-    from mistral_chat.models import locate
-    from mistral_chat.planning import plan
-    from mistral_chat.render import Notes
-    from mistral_chat.screen import Screen
+    from mistral_chat.models.names import locate
+    from mistral_chat.models.planning import plan
+    from mistral_chat.system.screen import Screen
+    from mistral_chat.terminal.render import Notes
 
     paths = Paths.from_environment(os.environ)
     settings = resolve({"context": context}, os.environ, paths)

@@ -61,9 +61,9 @@ def bench(
     paths = Paths.from_environment(os.environ)
     settings = resolve(flags, os.environ, paths)
 
-    from mistral_chat.bench import Plan, run_benchmark
-    from mistral_chat.render import Notes
-    from mistral_chat.screen import Screen
+    from mistral_chat.system.screen import Screen
+    from mistral_chat.terminal.bench import Plan, run_benchmark
+    from mistral_chat.terminal.render import Notes
 
     plan = Plan(
         prefill or [128, 512], depth or [0, 1024], rounds, geometry, layers, bits, group_size,
@@ -96,8 +96,8 @@ def warmup(
     row = setting("kv")
     kinds = row.choices if kv is None else [row.check(kv, row.flag)]
 
-    from mistral_chat.render import Notes
-    from mistral_chat.warmup import warm_up
+    from mistral_chat.models.warmup import warm_up
+    from mistral_chat.terminal.render import Notes
 
     notes = Notes(quiet)
     with notes.progress() as progress:

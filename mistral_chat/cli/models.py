@@ -18,7 +18,7 @@ def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> int:
     """List the models that are here and those that can be fetched."""
-    from mistral_chat.models import list_models
+    from mistral_chat.models.names import list_models
 
     entries = list_models(Paths.from_environment(os.environ))
     if as_json:
@@ -66,9 +66,9 @@ def pull(
     quiet: Quiet = False,
 ) -> int:
     """Fetch a model, checked byte for byte; goes on where it was interrupted."""
-    from mistral_chat.pulling import Wish
-    from mistral_chat.pulling import pull as carry_out
-    from mistral_chat.render import Notes
+    from mistral_chat.models.pulling import Wish
+    from mistral_chat.models.pulling import pull as carry_out
+    from mistral_chat.terminal.render import Notes
     from quant import QuantSpec
     from quant.errors import SpecError
     from quant.quantizers.recipe import Recipe
@@ -94,8 +94,8 @@ def remove_model(
     quiet: Quiet = False,
 ) -> int:
     """Remove installed models. What the hub's own cache holds stays there."""
-    from mistral_chat.models import remove
-    from mistral_chat.render import Notes
+    from mistral_chat.models.names import remove
+    from mistral_chat.terminal.render import Notes
 
     paths = Paths.from_environment(os.environ)
     for each in name:

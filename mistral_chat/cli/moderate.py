@@ -23,9 +23,9 @@ from mistral_chat.messages import Role
 from mistral_chat.settings import Paths, resolve
 
 if TYPE_CHECKING:
-    from mistral_chat.moderating import Line
-    from mistral_chat.moderation import Moderator
-    from mistral_chat.render import Notes
+    from mistral_chat.guardrail.moderation import Moderator
+    from mistral_chat.guardrail.report import Line
+    from mistral_chat.terminal.render import Notes
 
 
 @app.command()
@@ -94,17 +94,17 @@ def moderate(
     if plot is not None and evaluate is None:
         raise UsageError("--plot draws an evaluation; give it one with --evaluate FILE.")
 
-    from mistral_chat.categories import PAPER, load_taxonomy
-    from mistral_chat.engine import ChatEngine
-    from mistral_chat.evaluation import SHIPPED, shipped_examples
-    from mistral_chat.files import read_file, read_stream
-    from mistral_chat.inputs import gather, standard_input
-    from mistral_chat.models import caution
-    from mistral_chat.moderating import check_target, read_lines
-    from mistral_chat.moderating import save_categories as save
-    from mistral_chat.moderation import moderator_settings, open_moderator
-    from mistral_chat.render import Notes
-    from mistral_chat.texts import MOST_BYTES
+    from mistral_chat.engines.local import ChatEngine
+    from mistral_chat.guardrail.categories import PAPER, load_taxonomy
+    from mistral_chat.guardrail.evaluation import SHIPPED, shipped_examples
+    from mistral_chat.guardrail.moderation import moderator_settings, open_moderator
+    from mistral_chat.guardrail.report import check_target, read_lines
+    from mistral_chat.guardrail.report import save_categories as save
+    from mistral_chat.models.names import caution
+    from mistral_chat.models.texts import MOST_BYTES
+    from mistral_chat.system.files import read_file, read_stream
+    from mistral_chat.talk.inputs import gather, standard_input
+    from mistral_chat.terminal.render import Notes
 
     # Looked at before a model is loaded, which takes longer.
     taxonomy = load_taxonomy(settings.categories or PAPER)
@@ -152,9 +152,9 @@ def moderate(
 def _judge_text(
     moderator: Moderator, text: str, role: Role, as_json: bool, notes: Notes
 ) -> ExitCode:
-    from mistral_chat.engine import stopped_by_interrupt
-    from mistral_chat.moderating import to_json, verdict_table
-    from mistral_chat.screen import Screen
+    from mistral_chat.engines.local import stopped_by_interrupt
+    from mistral_chat.guardrail.report import to_json, verdict_table
+    from mistral_chat.system.screen import Screen
 
     with stopped_by_interrupt() as cancel, notes.progress() as progress:
 
@@ -173,8 +173,8 @@ def _judge_text(
 
 
 def _judge_lines(moderator: Moderator, lines: Sequence[Line]) -> ExitCode:
-    from mistral_chat.engine import stopped_by_interrupt
-    from mistral_chat.moderating import to_json
+    from mistral_chat.engines.local import stopped_by_interrupt
+    from mistral_chat.guardrail.report import to_json
 
     refused = False
     with stopped_by_interrupt() as cancel:
@@ -196,10 +196,10 @@ def _evaluate(
     as_json: bool,
     notes: Notes,
 ) -> ExitCode:
-    from mistral_chat.engine import stopped_by_interrupt
-    from mistral_chat.evaluation import evaluate, read_examples
-    from mistral_chat.moderating import evaluation_report, save_categories, save_plot, to_json
-    from mistral_chat.screen import Screen
+    from mistral_chat.engines.local import stopped_by_interrupt
+    from mistral_chat.guardrail.evaluation import evaluate, read_examples
+    from mistral_chat.guardrail.report import evaluation_report, save_categories, save_plot, to_json
+    from mistral_chat.system.screen import Screen
 
     examples = read_examples(data, place, moderator.taxonomy)
     with stopped_by_interrupt() as cancel, notes.progress() as progress:

@@ -87,14 +87,14 @@ def quantize_weights(
     quiet: Quiet = False,
 ) -> int:
     """Make a small model of a large one, in bounded memory; goes on where it was interrupted."""
-    from mistral_chat.download import workspace
-    from mistral_chat.files import decode
-    from mistral_chat.inputs import read_input
-    from mistral_chat.models import locate
-    from mistral_chat.quantizing import Comparison, Order, Quantized, compare_methods
-    from mistral_chat.quantizing import quantize_weights as carry_out
-    from mistral_chat.render import Notes
-    from mistral_chat.texts import MOST_BYTES
+    from mistral_chat.models.download import workspace
+    from mistral_chat.models.names import locate
+    from mistral_chat.models.quantizing import Comparison, Order, Quantized, compare_methods
+    from mistral_chat.models.quantizing import quantize_weights as carry_out
+    from mistral_chat.models.texts import MOST_BYTES
+    from mistral_chat.system.files import decode
+    from mistral_chat.talk.inputs import read_input
+    from mistral_chat.terminal.render import Notes
     from quant import QuantSpec
     from quant.checkpoints import DEFAULT_SPEC, fitting_spec, open_checkpoint
     from quant.quantizers.recipe import Recipe
@@ -169,12 +169,12 @@ def perplexity(
     quiet: Quiet = False,
 ) -> int:
     """Measure how well a model predicts a text, and how far it is from another."""
-    from mistral_chat.files import decode
-    from mistral_chat.inputs import read_input
-    from mistral_chat.models import locate
-    from mistral_chat.quantizing import measure_perplexity
-    from mistral_chat.render import Notes
-    from mistral_chat.texts import MOST_BYTES
+    from mistral_chat.models.names import locate
+    from mistral_chat.models.quantizing import measure_perplexity
+    from mistral_chat.models.texts import MOST_BYTES
+    from mistral_chat.system.files import decode
+    from mistral_chat.talk.inputs import read_input
+    from mistral_chat.terminal.render import Notes
 
     paths = Paths.from_environment(os.environ)
     content = None

@@ -45,7 +45,7 @@ def rename(
     new_name: Annotated[str, typer.Argument(help="Its name from now on.")],
 ) -> int:
     """Give a session another name."""
-    from mistral_chat.sessions import SessionFile, find_session
+    from mistral_chat.talk.sessions import SessionFile, find_session
 
     session = SessionFile.open(find_session(_folder().sessions, name))
     try:
@@ -59,7 +59,7 @@ def rename(
 @sessions.command("rm")
 def remove(name: Annotated[list[str], typer.Argument(help="Names of sessions.")]) -> int:
     """Remove sessions, and what was kept of what the model had read."""
-    from mistral_chat.sessions import remove_session, sweep
+    from mistral_chat.talk.sessions import remove_session, sweep
 
     sweep(_folder().sessions)
     for each in name:
@@ -76,7 +76,7 @@ def export(
     ] = "markdown",
 ) -> int:
     """Print a session as Markdown or JSON; of a damaged one what is whole, with exit code 1."""
-    from mistral_chat.sessions import (
+    from mistral_chat.talk.sessions import (
         damage_told,
         find_session,
         read_session,
@@ -106,7 +106,7 @@ def _tell(told: str | None) -> None:
 
 
 def _list(text: str, as_json: bool) -> int:
-    from mistral_chat.sessions import list_sessions, sweep
+    from mistral_chat.talk.sessions import list_sessions, sweep
 
     sweep(_folder().sessions)
     entries = list_sessions(_folder().sessions, text, _tell)

@@ -54,7 +54,7 @@ def config(as_json: AsJson = False, *, flags: dict[str, Any]) -> int:
 def doctor(as_json: AsJson = False, *, flags: dict[str, Any]) -> int:
     """Show what this computer is, what of it is used, and what is amiss."""
     from mistral_chat.doctor import examine
-    from mistral_chat.screen import Screen
+    from mistral_chat.system.screen import Screen
 
     paths = Paths.from_environment(os.environ)
     report = examine(resolve(flags, os.environ, paths), paths, os.environ)
@@ -70,7 +70,7 @@ def print_completions(
     shell: Annotated[str, typer.Argument(help="bash, zsh, fish or powershell.")],
 ) -> int:
     """Print what completes this command in a shell, to be read at its start."""
-    from mistral_chat.shells import SCRIPTS
+    from mistral_chat.terminal.shells import SCRIPTS
 
     if shell not in SCRIPTS:
         raise UsageError(f"Completions are for {', '.join(SCRIPTS)}, not {shell!r}.")
@@ -135,12 +135,12 @@ def _choices(flag: str) -> tuple[str, ...] | None:
 
 
 def _models(paths: Paths) -> list[str]:
-    from mistral_chat.models import list_models
+    from mistral_chat.models.names import list_models
 
     return [entry.name for entry in list_models(paths)]
 
 
 def _sessions(paths: Paths) -> list[str]:
-    from mistral_chat.sessions import list_sessions
+    from mistral_chat.talk.sessions import list_sessions
 
     return [entry.name for entry in list_sessions(paths.sessions)]

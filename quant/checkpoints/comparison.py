@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..calibration import LayerPass
-from ..divergence import Divergence
 from ..errors import CheckpointError
+from ..quantizers.calibration import LayerPass
+from ..quantizers.divergence import Divergence
 from ..weights import MATRICES, Matrix
 from .checkpoint import Checkpoint
 from .conversion import rows_of

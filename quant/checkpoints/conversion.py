@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..calibration import LayerPass, mean_squares, second_moments
 from ..errors import SpecError
 from ..qtensor import (
     ROW_BLOCK,
@@ -28,6 +27,7 @@ from ..quantizers import (
     quantize_gptq,
     squared_norms,
 )
+from ..quantizers.calibration import LayerPass, mean_squares, second_moments
 from ..quantizers.grids import searched_grids, spanning_grids
 from ..quantizers.recipe import Recipe
 from ..weights import Matrix, check_finite

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from ..jit import kernel
-from ..simd import LANES, fma, load, max_lanes, maximum, splat, store, store_one, sum_lanes
-from ..tiles import add_outer_tile, load_tile, load_vectors, store_tile, zeros_f32
+from .jit import kernel
 from .pointwise import exp, rotate_head
+from .simd import LANES, fma, load, max_lanes, maximum, splat, store, store_one, sum_lanes
+from .tiles import add_outer_tile, load_tile, load_vectors, store_tile, zeros_f32
 
 TILE = 64
 """Positions whose scores are computed before their values are added up."""

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from ..jit import kernel
-from ..simd import (
+from .jit import kernel
+from .simd import (
     LANES,
     absolute,
     fma,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..jit import entry
-from ..simd import LANES, load, store, to_f32
-from ..tiles import dot_tile_int4, load_lines, zeros_i32
+from .jit import entry
+from .simd import LANES, load, store, to_f32
 from .threads import wait_for_all
+from .tiles import dot_tile_int4, load_lines, zeros_i32
 
 DOTS = 12
 """Sums that :func:`multiply` keeps apart, so that none has to wait for another."""

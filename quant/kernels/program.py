@@ -11,8 +11,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from ..jit import entry, kernel
 from . import attention, matmul, pointwise
+from .jit import entry, kernel
 from .matmul import DECODE_ROWS, EXACT_ROWS, EXACT_TOKENS, FAST_ROWS, FAST_TOKENS
 from .threads import SPACING, atomic_add, pointer_to, share, wait_for_all
 

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from ..jit import entry, kernel
+from .jit import entry, kernel
 
 
 @kernel

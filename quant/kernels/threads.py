@@ -15,7 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ..jit import kernel
+from .jit import kernel
 
 SPINS = 2000
 """Looks at a barrier, a pause each, before its thread goes to sleep: some tens of microseconds."""

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import quant
-from mistral_chat.sessions import (
+from mistral_chat.talk.sessions import (
     SessionFile,
     find_session,
     list_sessions,
@@ -31,7 +31,7 @@ from quant.files import put_back
 from quant.model import Model, Session
 from quant.qtensor import QuantSpec
 
-from ..engine.models import TINY, random_model, write_gguf
+from ..quant.models import TINY, random_model, write_gguf
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
 

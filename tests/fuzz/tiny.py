@@ -12,14 +12,14 @@ from typing import Any
 import gguf
 
 import quant
-from mistral_chat.engine import ChatEngine
+from mistral_chat.engines.local import ChatEngine
 from mistral_chat.messages import Message, Role
-from mistral_chat.models import open_tokenizer
+from mistral_chat.models.names import open_tokenizer
 from mistral_chat.settings import Paths, Settings
 from mistral_chat.tokenizers import tokenizer_from_gguf
 
-from ..app.fakes import CHAT_TEMPLATE, tiny_metadata, tiny_pieces
-from ..engine.models import TINY, write_gguf, write_huggingface, write_mistral
+from ..mistral_chat.fakes import CHAT_TEMPLATE, tiny_metadata, tiny_pieces
+from ..quant.models import TINY, write_gguf, write_huggingface, write_mistral
 
 CONFIG = replace(
     TINY,

@@ -12,7 +12,7 @@ from mistral_chat.templates import template_for
 from mistral_chat.tokenizers import Detokenizer, Tokenizer, load_tokenizer
 from quant.errors import QuantError
 
-from ..app.fakes import CHAT_TEMPLATE
+from ..mistral_chat.fakes import CHAT_TEMPLATE
 from .mutation import changed_bytes, changed_value, to_json
 from .target import require
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from quant.config import ModelConfig
 
-from ..engine.models import TINY
+from ..quant.models import TINY
 
 VECTORS = Path(__file__).resolve().parent.parent / "vectors"
 TRANSFORMERS_FILE = VECTORS / "transformers_logits.npz"

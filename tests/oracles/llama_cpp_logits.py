@@ -13,7 +13,7 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 
-from ..engine.models import write_gguf
+from ..quant.models import write_gguf
 from .cases import IDS, LLAMA_CPP, LLAMA_CPP_FILE, seed_of
 
 

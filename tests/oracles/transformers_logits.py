@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MinistralConfig, MistralConfig
 
-from ..engine.models import write_huggingface
+from ..quant.models import write_huggingface
 from .cases import DEFAULTS_FILE, IDS, TRANSFORMERS, TRANSFORMERS_FILE, changes, seed_of
 
 KEYS = (

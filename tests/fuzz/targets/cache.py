@@ -12,7 +12,7 @@ import numpy as np
 
 from quant.qtensor import QuantSpec
 
-from ...engine.models import random_model
+from ...quant.models import random_model
 from ..mutation import (
     DTYPES,
     NUMBERS,

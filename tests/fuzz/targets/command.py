@@ -6,10 +6,10 @@ import contextlib
 from pathlib import Path
 from random import Random
 
-from mistral_chat.chat import Chat
-from mistral_chat.commands import COMMANDS, Room, completions, run
-from mistral_chat.sessions import SessionFile
 from mistral_chat.settings import Paths, Settings
+from mistral_chat.talk.chat import Chat
+from mistral_chat.talk.sessions import SessionFile
+from mistral_chat.terminal.commands import COMMANDS, Room, completions, run
 from quant.errors import QuantError
 
 from ..target import Target, require

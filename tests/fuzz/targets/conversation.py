@@ -6,15 +6,15 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from mistral_chat.categories import load_taxonomy
-from mistral_chat.evaluation import read_examples
+from mistral_chat.guardrail.categories import load_taxonomy
+from mistral_chat.guardrail.evaluation import read_examples
+from mistral_chat.guardrail.report import read_lines
 from mistral_chat.messages import Role, read_conversation
-from mistral_chat.moderating import read_lines
-from mistral_chat.template_view import TemplateView
 from mistral_chat.templates import template_for
+from mistral_chat.terminal.template_view import TemplateView
 from mistral_chat.tokenizers import load_tokenizer, tokenizer_from_gguf
 
-from ...app.fakes import tiny_metadata
+from ...mistral_chat.fakes import tiny_metadata
 from ..mutation import TEXTS, changed_value, to_json
 from ..target import Target
 from ..tiny import PIECES, write_chat_mistral

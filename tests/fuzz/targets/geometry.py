@@ -10,7 +10,7 @@ import numpy as np
 from quant.config import ModelConfig
 from quant.qtensor import QuantSpec
 
-from ...engine.models import random_model
+from ...quant.models import random_model
 from ..target import Target, require
 
 SPECS = (

@@ -14,7 +14,7 @@ import gguf
 
 import quant
 from mistral_chat.messages import Message, Role
-from mistral_chat.models import open_tokenizer
+from mistral_chat.models.names import open_tokenizer
 from mistral_chat.templates import template_for
 from quant.checkpoints import open_checkpoint
 from quant.errors import QuantError

@@ -13,9 +13,9 @@ from urllib.parse import unquote
 import huggingface_hub
 from huggingface_hub import constants
 
-from mistral_chat.pulling import Wish, pull
+from mistral_chat.models.pulling import Wish, pull
 
-from ...app.hub_server import COMMIT, git_sha1, sha256
+from ...mistral_chat.hub_server import COMMIT, git_sha1, sha256
 from ..mutation import NUMBERS, changed_bytes, changed_value, odd_value, to_json
 from ..target import Target, require
 from ..tiny import paths_in, write_chat_gguf, write_chat_huggingface

@@ -9,8 +9,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from quant.jit import entry
-from quant.kernel_cache import CACHE_VARIABLE, CompiledFiles, kept_folder
+from quant.kernels.jit import entry
+from quant.kernels.kernel_cache import CACHE_VARIABLE, CompiledFiles, kept_folder
 
 from ..mutation import changed_bytes, odd_value
 from ..target import Target, require

@@ -7,15 +7,15 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from mistral_chat.chat import Chat
-from mistral_chat.sessions import (
+from mistral_chat.settings import Settings
+from mistral_chat.talk.chat import Chat
+from mistral_chat.talk.sessions import (
     SessionFile,
     list_sessions,
     read_talk,
     to_json,
     to_markdown,
 )
-from mistral_chat.settings import Settings
 from quant.errors import QuantError
 
 from ..mutation import changed_bytes, changed_value

@@ -6,11 +6,11 @@ from pathlib import Path
 from random import Random
 
 from mistral_chat.messages import Message, Role
-from mistral_chat.template_view import TemplateView
 from mistral_chat.templates import template_for
+from mistral_chat.terminal.template_view import TemplateView
 from mistral_chat.tokenizers import Tokenizer, tokenizer_from_gguf
 
-from ...app.fakes import CHAT_TEMPLATE, ZEPHYR, tiny_metadata, tiny_pieces
+from ...mistral_chat.fakes import CHAT_TEMPLATE, ZEPHYR, tiny_metadata, tiny_pieces
 from ..mutation import changed_bytes
 from ..target import Target, require
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from mistral_chat.tokenizers import tokenizer_from_gguf
 
-from ...app.fakes import tiny_metadata
+from ...mistral_chat.fakes import tiny_metadata
 from ..mutation import changed_value, to_json
 from ..target import Target
 from ..vocabularies import exercise, write_companions

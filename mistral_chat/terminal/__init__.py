@@ -1,0 +1,1 @@
+"""What takes from a terminal or draws on one."""

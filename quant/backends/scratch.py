@@ -1,0 +1,71 @@
+"""Room for what is computed between the weights, allocated once for a session."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..cache import TILE, KeyValues
+from ..config import ModelConfig
+from ..qtensor import Floats
+
+HEAD_TOKENS = 48
+"""Rows of logits held at once, and so the longest chunk of which every token's are wanted."""
+
+WIDTH_PADDING, TOKEN_PADDING = 64, 12
+"""Buffers have room for multiples of these, so that kernels may write whole tiles."""
+
+
+def padded_tokens(tokens: int) -> int:
+    """``tokens`` rounded up to whole tiles of any size that a kernel has."""
+    return -(-tokens // TOKEN_PADDING) * TOKEN_PADDING
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Buffers of one session.
+
+    T is the longest chunk and D a width, each padded to whole tiles.
+    """
+
+    ids: npt.NDArray[np.int64]  # [T] token ids of the chunk
+    x: Floats  # [T, D hidden] the residual stream
+    delta: Floats  # [T, D hidden] a branch's output, not yet added to x
+    h: Floats  # [T, D widest input] what the next product reads
+    q: Floats  # [T, D heads * head_dim]
+    k: Floats  # [T, D kv heads * head_dim]
+    v: Floats  # [T, D kv heads * head_dim]
+    gate: Floats  # [T, D intermediate]
+    up: Floats  # [T, D intermediate]
+    cosines: Floats  # [T, head_dim / 2]
+    sines: Floats  # [T, head_dim / 2]
+    logits: Floats  # [HEAD_TOKENS, D vocab]
+    chunk: KeyValues  # keys and values of the chunk, one layer after the other
+
+    @classmethod
+    def allocate(cls, config: ModelConfig, tokens: int, kind: str) -> Scratch:
+        """Room for chunks of up to ``tokens`` tokens and a cache of element type ``kind``."""
+        rows = padded_tokens(tokens)
+        query = config.num_attention_heads * config.head_dim
+        shared = config.num_key_value_heads * config.head_dim
+
+        def room(width: int, count: int = rows) -> Floats:
+            return np.zeros((count, -(-width // WIDTH_PADDING) * WIDTH_PADDING), np.float32)
+
+        return cls(
+            ids=np.zeros(rows, np.int64),
+            x=room(config.hidden_size),
+            delta=room(config.hidden_size),
+            h=room(max(config.hidden_size, query, config.intermediate_size)),
+            q=room(query),
+            k=room(shared),
+            v=room(shared),
+            gate=room(config.intermediate_size),
+            up=room(config.intermediate_size),
+            cosines=np.zeros((rows, config.head_dim // 2), np.float32),
+            sines=np.zeros((rows, config.head_dim // 2), np.float32),
+            logits=room(config.vocab_size, HEAD_TOKENS),
+            chunk=KeyValues.allocate(config, tokens + TILE - 1, kind),
+        )

@@ -1,0 +1,1 @@
+"""What is done with logits: ids one after the other, and what continuations weigh."""

@@ -37,7 +37,7 @@ def main() -> None:
     model = quant.load(options.model)
     tokenizer = open_tokenizer(options.model)
     engine = ChatEngine(
-        model, tokenizer, template_for(tokenizer), lambda: model.session(64), str(options.model)
+        model, tokenizer, template_for(tokenizer), str(options.model), quant.SessionOptions(64)
     )
     text = ""
     while len(tokenizer.encode(text)) < options.tokens:

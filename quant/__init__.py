@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .errors import UnsupportedError as UnsupportedError
     from .model import Model as Model
     from .model import Session as Session
+    from .model import SessionOptions as SessionOptions
     from .qtensor import QuantSpec as QuantSpec
     from .qtensor import QuantTensor as QuantTensor
     from .sampling import Sampling as Sampling
@@ -59,7 +60,7 @@ _HOMES = {
         "UnsupportedError",
     ),
     "decoding.generation": ("Generation", "generate"),
-    "model": ("Model", "Session"),
+    "model": ("Model", "Session", "SessionOptions"),
     "qtensor": ("QuantSpec", "QuantTensor"),
     "sampling": ("Sampling",),
     "decoding.scoring": ("score",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -60,6 +61,37 @@ def record_forward(
     program.matmul(s.h, ((weights.head, s.logits),), head=True)
 
 
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """How a session computes; :meth:`Model.session` says what each means."""
+
+    max_context: int | None = None
+    window: int | None = None
+    kv: str = "f16"
+    prefill: str = "exact"
+    backend: str = "cpu"
+    threads: int | None = None
+    chunk: int = CHUNK
+    gpu_layers: int | None = None
+
+    def checked_context(self, config: ModelConfig) -> int:
+        """The most tokens that a session of a model will hold.
+
+        Raises :class:`~quant.errors.ConfigError` for options that cannot be.
+        """
+        limit = config.max_position_embeddings
+        context = limit if self.max_context is None else self.max_context
+        if not 0 < context <= limit:
+            raise ConfigError(f"The context can be 1 to {limit} tokens long, not {context}.")
+        if self.prefill not in PLANES:
+            raise ConfigError(f"Prefill is {' or '.join(PLANES)}, not {self.prefill!r}.")
+        if self.chunk < 1:
+            raise ConfigError(f"A chunk holds at least one token, not {self.chunk}.")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"At least one thread must compute, not {self.threads}.")
+        return context
+
+
 class Model:
     """A loaded model. ``source`` is the name of the file that it came from.
 
@@ -107,7 +139,7 @@ class Model:
         chunk: int = CHUNK,
         gpu_layers: int | None = None,
     ) -> Session:
-        """A new, empty session.
+        """A new, empty session, of :class:`SessionOptions`.
 
         ``max_context`` is the most tokens it will hold (default: what the model was trained for),
         ``window`` narrows the model's own sliding window, ``kv`` is the cache's element (``f16``,
@@ -117,7 +149,13 @@ class Model:
         that cannot be, :class:`~quant.errors.DeviceError` where there is no GPU, and where its
         memory does not suffice, at the latest when it is first used.
         """
-        return Session(self, max_context, window, kv, prefill, backend, threads, chunk, gpu_layers)
+        return self.open(
+            SessionOptions(max_context, window, kv, prefill, backend, threads, chunk, gpu_layers)
+        )
+
+    def open(self, options: SessionOptions) -> Session:
+        """A new, empty session; see :meth:`session`."""
+        return Session(self, options)
 
 
 class Session:
@@ -129,42 +167,22 @@ class Session:
     ((49152,), 3)
     """
 
-    def __init__(
-        self,
-        model: Model,
-        max_context: int | None,
-        window: int | None,
-        kv: str,
-        prefill: str,
-        backend: str,
-        threads: int | None,
-        chunk: int,
-        gpu_layers: int | None = None,
-    ) -> None:
-        limit = model.config.max_position_embeddings
-        context = limit if max_context is None else max_context
-        if not 0 < context <= limit:
-            raise ConfigError(f"The context can be 1 to {limit} tokens long, not {context}.")
-        if prefill not in PLANES:
-            raise ConfigError(f"Prefill is {' or '.join(PLANES)}, not {prefill!r}.")
-        if chunk < 1:
-            raise ConfigError(f"A chunk holds at least one token, not {chunk}.")
-        if threads is not None and threads < 1:
-            raise ConfigError(f"At least one thread must compute, not {threads}.")
+    def __init__(self, model: Model, options: SessionOptions) -> None:
+        context = options.checked_context(model.config)
         self.model = model
         self.max_context = context
-        self.chunk = min(chunk, context)
+        self.chunk = min(options.chunk, context)
         self.ids: list[int] = []
-        self.cache = RollingCache(model.config, context, window, kv)
-        self._scratch = Scratch.allocate(model.config, self.chunk, kv)
+        self.cache = RollingCache(model.config, context, options.window, options.kv)
+        self._scratch = Scratch.allocate(model.config, self.chunk, options.kv)
         self._program = new_program(
-            backend,
+            options.backend,
             model.config,
             self.chunk,
-            PLANES[prefill],
-            threads or available_processors(),
+            PLANES[options.prefill],
+            options.threads or available_processors(),
             model.on_device,
-            gpu_layers,
+            options.gpu_layers,
         )
         record_forward(self._program, model.weights, self.cache, self._scratch)
 

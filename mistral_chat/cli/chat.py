@@ -60,7 +60,7 @@ def chat(
     paths = Paths.from_environment(os.environ)
     settings = resolve(flags, os.environ, paths)
 
-    from mistral_chat.engines.local import sampling_of
+    from mistral_chat.engines.options import sampling_of
     from mistral_chat.guardrail.categories import load_taxonomy
     from mistral_chat.talk.inputs import gather, most_bytes, standard_input
     from mistral_chat.terminal.oneshot import Form, answer
@@ -103,18 +103,19 @@ def _open(
 ) -> Chat:
     """The chat, with its model loaded, and the moderator where one is asked for."""
     from mistral_chat.engines.local import ChatEngine
+    from mistral_chat.engines.opening import open_engine
     from mistral_chat.guardrail.moderation import moderator_settings
     from mistral_chat.settings import MODERATING
     from mistral_chat.talk.chat import Chat
 
     def load_now(name: str) -> ChatEngine:
-        return ChatEngine.open(moderator_settings(settings, name), paths, progress, ignore_memory)
+        return open_engine(moderator_settings(settings, name), paths, progress, ignore_memory)
 
     def load_later(name: str) -> ChatEngine:
         with notes.progress() as later:
-            return ChatEngine.open(moderator_settings(settings, name), paths, later, ignore_memory)
+            return open_engine(moderator_settings(settings, name), paths, later, ignore_memory)
 
-    engine = ChatEngine.open(settings, paths, progress, ignore_memory)
+    engine = open_engine(settings, paths, progress, ignore_memory)
     talk = Chat(engine, settings, store=store, load_moderator=load_now)
     if settings.guardrail in MODERATING:
         # Now, so that categories or a model that cannot be used are told before a question.
@@ -184,7 +185,8 @@ def _talk(
     from concurrent.futures import Future
     from dataclasses import replace
 
-    from mistral_chat.engines.local import ChatEngine, needs_foreground
+    from mistral_chat.engines.local import ChatEngine
+    from mistral_chat.engines.opening import needs_foreground, open_engine
     from mistral_chat.terminal.repl import Repl, open_repl
 
     def open_chat(progress: Progress) -> Chat:
@@ -193,7 +195,7 @@ def _talk(
     def switch(name: str) -> ChatEngine:
         with notes.progress() as progress:
             changed = replace(settings, model=name)
-            return ChatEngine.open(changed, paths, progress, ignore_memory)
+            return open_engine(changed, paths, progress, ignore_memory)
 
     future: Future[Chat] = Future()
     if needs_foreground(settings, paths):

@@ -50,7 +50,7 @@ def template(
         raise UsageError("--tokenizer and --model exclude each other; give one of them.")
     settings = resolve({"model": model, "system_position": system_position}, os.environ, paths)
 
-    from mistral_chat.engines.local import template_options
+    from mistral_chat.engines.options import template_options
     from mistral_chat.messages import read_conversation
     from mistral_chat.models.names import locate, open_tokenizer
     from mistral_chat.models.texts import MOST_BYTES

@@ -94,7 +94,7 @@ def moderate(
     if plot is not None and evaluate is None:
         raise UsageError("--plot draws an evaluation; give it one with --evaluate FILE.")
 
-    from mistral_chat.engines.local import ChatEngine
+    from mistral_chat.engines.opening import open_engine
     from mistral_chat.guardrail.categories import PAPER, load_taxonomy
     from mistral_chat.guardrail.evaluation import SHIPPED, shipped_examples
     from mistral_chat.guardrail.moderation import moderator_settings, open_moderator
@@ -122,7 +122,7 @@ def moderate(
     def opened() -> Moderator:
         with notes.progress() as progress:
             chosen = moderator_settings(settings, settings.moderator or settings.model)
-            engine = ChatEngine.open(chosen, paths, progress, ignore_memory)
+            engine = open_engine(chosen, paths, progress, ignore_memory)
         told = caution(engine.name)
         if told is not None:
             notes.say(told)
@@ -152,8 +152,8 @@ def moderate(
 def _judge_text(
     moderator: Moderator, text: str, role: Role, as_json: bool, notes: Notes
 ) -> ExitCode:
-    from mistral_chat.engines.local import stopped_by_interrupt
     from mistral_chat.guardrail.report import to_json, verdict_table
+    from mistral_chat.system.interrupts import stopped_by_interrupt
     from mistral_chat.system.screen import Screen
 
     with stopped_by_interrupt() as cancel, notes.progress() as progress:
@@ -173,8 +173,8 @@ def _judge_text(
 
 
 def _judge_lines(moderator: Moderator, lines: Sequence[Line]) -> ExitCode:
-    from mistral_chat.engines.local import stopped_by_interrupt
     from mistral_chat.guardrail.report import to_json
+    from mistral_chat.system.interrupts import stopped_by_interrupt
 
     refused = False
     with stopped_by_interrupt() as cancel:
@@ -196,9 +196,9 @@ def _evaluate(
     as_json: bool,
     notes: Notes,
 ) -> ExitCode:
-    from mistral_chat.engines.local import stopped_by_interrupt
     from mistral_chat.guardrail.evaluation import evaluate, read_examples
     from mistral_chat.guardrail.report import evaluation_report, save_categories, save_plot, to_json
+    from mistral_chat.system.interrupts import stopped_by_interrupt
     from mistral_chat.system.screen import Screen
 
     examples = read_examples(data, place, moderator.taxonomy)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 import quant
-from mistral_chat.engines.local import Event, PrefillProgress
+from mistral_chat.engines.events import Event, PrefillProgress
 from mistral_chat.guardrail.moderation import Scorer
 from mistral_chat.messages import Message
 from mistral_chat.templates import ChatTemplate
@@ -19,11 +19,14 @@ class Engine(Protocol):
 
     name: str
     model: quant.Model
-    session: quant.Session
     template: ChatTemplate
     tokenizer: Tokenizer
     recommended: Mapping[str, object]
     complaints: Sequence[str]
+
+    @property
+    def session(self) -> quant.Session:
+        """The session that has read the last prompt."""
 
     def reply(
         self,

@@ -5,15 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from mistral_chat.engines.local import (
-    Event,
-    Finished,
-    PrefillProgress,
-    TextDelta,
-    Timings,
-    Usage,
-    sampling_of,
-)
+from mistral_chat.engines.events import Event, Finished, PrefillProgress, TextDelta, Timings, Usage
+from mistral_chat.engines.options import sampling_of
 from mistral_chat.engines.protocol import Engine
 from mistral_chat.errors import NotKeptError, TextTooLongError, UsageError, sentence
 from mistral_chat.guardrail.judging import Judged, Moderators

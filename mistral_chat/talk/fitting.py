@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import quant
-from mistral_chat.engines.local import Finished
+from mistral_chat.engines.events import Finished
 from mistral_chat.engines.protocol import Engine
 from mistral_chat.messages import Message, Role
 from mistral_chat.settings import Settings

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from mistral_chat.engines.local import sampling_of
+from mistral_chat.engines.options import sampling_of
 from mistral_chat.errors import UsageError
 from mistral_chat.guardrail.categories import PRESETS, load_taxonomy
 from mistral_chat.guardrail.prompt import GUARDRAIL_PROMPT, shown

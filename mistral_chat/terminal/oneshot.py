@@ -8,10 +8,11 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TextIO
 
-from mistral_chat.engines.local import Finished, StartsOver, TextDelta, stopped_by_interrupt
+from mistral_chat.engines.events import Finished, StartsOver, TextDelta
 from mistral_chat.errors import ExitCode, NotKeptError, sentence
 from mistral_chat.guardrail.judging import Judged
 from mistral_chat.printable import printable_json
+from mistral_chat.system.interrupts import stopped_by_interrupt
 from mistral_chat.talk.chat import Chat, ChatEvent
 from mistral_chat.terminal.render import AnswerWriter, Notes, Writer, answer_writer, timing_line
 

@@ -14,7 +14,7 @@ from typing import Protocol, TextIO
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from mistral_chat.engines.local import Finished, PrefillProgress
+from mistral_chat.engines.events import Finished, PrefillProgress
 from mistral_chat.printable import printable, without_controls
 from mistral_chat.system.screen import Screen
 from mistral_chat.talk.fitting import Part

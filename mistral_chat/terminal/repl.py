@@ -23,7 +23,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import Output
 
-from mistral_chat.engines.local import Finished, StartsOver, TextDelta, stopped_by_interrupt
+from mistral_chat.engines.events import Finished, StartsOver, TextDelta
 from mistral_chat.engines.protocol import Engine
 from mistral_chat.errors import UsageError, is_told, sentence
 from mistral_chat.guardrail.judging import Judged
@@ -32,6 +32,7 @@ from mistral_chat.messages import Role
 from mistral_chat.printable import printable
 from mistral_chat.settings import OFF, Paths
 from mistral_chat.system.files import check_waits_for_nobody, without_mark
+from mistral_chat.system.interrupts import stopped_by_interrupt
 from mistral_chat.talk.chat import Chat, ChatEvent
 from mistral_chat.talk.inputs import decode_typed
 from mistral_chat.terminal.commands import Outcome, Room, completions, run

@@ -12,6 +12,7 @@ from typing import Any
 import gguf
 
 import quant
+from mistral_chat.engines import opening
 from mistral_chat.engines.local import ChatEngine
 from mistral_chat.messages import Message, Role
 from mistral_chat.models.names import open_tokenizer
@@ -127,7 +128,7 @@ def paths_in(folder: Path) -> Paths:
 def open_engine(path: Path, home: Path, context: int = 128) -> ChatEngine:
     """An engine on one thread, so that the order of what is computed is always the same."""
     settings = Settings(model=str(path), context=context, threads=1)
-    return ChatEngine.open(settings, paths_in(home), lambda label, done, total: None)
+    return opening.open_engine(settings, paths_in(home), lambda label, done, total: None)
 
 
 def answer(path: Path, home: Path) -> None:

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from mistral_chat import cli
-from mistral_chat.engines.local import ChatEngine
+from mistral_chat.engines import opening
 from mistral_chat.models import names as models
 from mistral_chat.settings import Paths
 
 from .fakes import FakeEngine, make_wheel
 
 HERE = Path(__file__).resolve().parent
+FAKE_MAIN = ("-m", "tests.mistral_chat.fake_main")
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,11 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     """The engine that every command opens; put answers into ``engine.answers``."""
     fake = FakeEngine()
 
-    def open_fake(cls: type[ChatEngine], *arguments: object) -> FakeEngine:
+    def open_fake(*arguments: object) -> FakeEngine:
         fake.opened += 1
         return fake
 
-    monkeypatch.setattr(ChatEngine, "open", classmethod(open_fake))
+    monkeypatch.setattr(opening, "open_engine", open_fake)
     return fake
 
 

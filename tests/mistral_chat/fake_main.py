@@ -3,16 +3,13 @@
 import json
 import os
 
-from fakes import FakeEngine
-
 from mistral_chat.cli import main
-from mistral_chat.engines.local import ChatEngine
+from mistral_chat.engines import opening
+from tests.mistral_chat.fakes import FakeEngine
 
 if __name__ == "__main__":
     engine = FakeEngine(json.loads(os.environ["FAKE_ANSWERS"]))
     engine.session.max_context = int(os.environ.get("FAKE_CONTEXT", "100"))
     engine.rules = json.loads(os.environ.get("FAKE_RULES", "{}"))
-    ChatEngine.open = classmethod(
-        lambda cls, settings, paths, progress, ignore_memory=False: engine
-    )
+    opening.open_engine = lambda settings, paths, progress, ignore_memory=False: engine
     main()

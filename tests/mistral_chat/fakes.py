@@ -17,7 +17,7 @@ from typing import Any
 
 import gguf
 
-from mistral_chat.engines.local import Finished, PrefillProgress, TextDelta, Timings, Usage
+from mistral_chat.engines.events import Finished, PrefillProgress, TextDelta, Timings, Usage
 from mistral_chat.messages import Message
 from mistral_chat.models.download import PinnedFile
 from mistral_chat.models.names import EmbeddedModel

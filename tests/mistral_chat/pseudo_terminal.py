@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pexpect
 import pyte
 
-from .conftest import HERE
+from .conftest import FAKE_MAIN
 
 PATIENCE_SECONDS = 30
 
@@ -22,7 +22,7 @@ class Terminal:
         environment: Mapping[str, str],
         arguments: Sequence[str] = (),
         columns: int = 80,
-        program: Sequence[str] = (str(HERE / "fake_main.py"),),
+        program: Sequence[str] = FAKE_MAIN,
     ) -> None:
         self._screen = pyte.HistoryScreen(columns, 40, history=2000, ratio=1)
         self._stream = pyte.Stream(self._screen)

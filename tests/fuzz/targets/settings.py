@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from random import Random
 
-from mistral_chat.engines.local import sampling_of, template_options
+from mistral_chat.engines.options import sampling_of, template_options
 from mistral_chat.guardrail.categories import load_taxonomy, parse_taxonomy, to_toml
 from mistral_chat.settings import Settings, all_settings, resolve
 

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 
 import mistral_chat
 from mistral_chat.cli import with_default_command
-from mistral_chat.engines.local import ChatEngine
+from mistral_chat.engines import opening
 from mistral_chat.settings import Paths, all_settings
 
-from ..conftest import HERE, Command
+from ..conftest import FAKE_MAIN, HERE, Command
 from ..fakes import FakeEngine
 
 Environment = Callable[..., Mapping[str, str]]
-FAKE_MAIN = [sys.executable, str(HERE / "fake_main.py")]
+FAKE_COMMAND = [sys.executable, *FAKE_MAIN]
 
 
 def test_version(command: Command) -> None:
@@ -89,7 +89,7 @@ def test_a_closed_pipe_is_quiet(fake_environment: Environment, answer: str) -> N
     reading, writing = os.pipe()
     os.close(reading)
     process = subprocess.run(
-        [*FAKE_MAIN, "-q", "hi"],
+        [*FAKE_COMMAND, "-q", "hi"],
         stdin=subprocess.DEVNULL,
         stdout=writing,
         stderr=subprocess.PIPE,
@@ -102,7 +102,7 @@ def test_a_closed_pipe_is_quiet(fake_environment: Environment, answer: str) -> N
 
 def test_ctrl_c_is_130_and_what_was_written_stays(fake_environment: Environment) -> None:
     with subprocess.Popen(
-        [*FAKE_MAIN, "-q", "hi"],
+        [*FAKE_COMMAND, "-q", "hi"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -131,14 +131,14 @@ def test_ctrl_c_while_opening_is_130(command: Command, monkeypatch: pytest.Monke
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ChatEngine, "open", interrupted)
+    monkeypatch.setattr(opening, "open_engine", interrupted)
     result = command("-q", "hi")
     assert (result.code, result.stdout, result.stderr) == (130, "", "")
 
 
 def test_closed_stdin_is_no_prompt(fake_environment: Environment) -> None:
     done = subprocess.run(
-        ["sh", "-c", 'exec "$0" "$1" -q hi <&-', *FAKE_MAIN],
+        ["sh", "-c", 'exec "$0" "$1" "$2" -q hi <&-', *FAKE_COMMAND],
         capture_output=True,
         text=True,
         check=False,
@@ -149,7 +149,7 @@ def test_closed_stdin_is_no_prompt(fake_environment: Environment) -> None:
 
 def test_closed_stdout_is_one_sentence(fake_environment: Environment) -> None:
     done = subprocess.run(
-        ["sh", "-c", 'exec "$0" "$1" -q hi >&-', *FAKE_MAIN],
+        ["sh", "-c", 'exec "$0" "$1" "$2" -q hi >&-', *FAKE_COMMAND],
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
         check=False,
@@ -288,7 +288,7 @@ def test_what_runs_out_is_one_sentence(
 def test_more_memory_than_there_is_is_one_sentence(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ChatEngine, "open", lambda *_: np.empty(1 << 60, np.uint8))
+    monkeypatch.setattr(opening, "open_engine", lambda *_: np.empty(1 << 60, np.uint8))
     result = command("-q", "hi")
     assert (result.code, result.stderr.count("\n")) == (1, 1)
     assert "There is not enough memory" in result.stderr
@@ -306,7 +306,7 @@ def test_a_size_that_no_terminal_has_is_no_size(
 def test_a_full_disk_under_stdout_is_one_sentence(fake_environment: Environment) -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
-            [*FAKE_MAIN, "-q", "hi"],
+            [*FAKE_COMMAND, "-q", "hi"],
             stdin=subprocess.DEVNULL,
             stdout=full,
             stderr=subprocess.PIPE,

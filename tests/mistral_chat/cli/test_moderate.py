@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mistral_chat.engines.local import ChatEngine
+from mistral_chat.engines import opening
 from mistral_chat.guardrail.prompt import GUARDRAIL_PROMPT
 from mistral_chat.models import names as models
 from mistral_chat.settings import Settings
@@ -163,11 +163,11 @@ def test_the_model_that_moderates(
 ) -> None:
     opened: list[str] = []
 
-    def open_fake(cls: type, settings: Settings, *more: object) -> FakeEngine:
+    def open_fake(settings: Settings, *more: object) -> FakeEngine:
         opened.append(settings.model)
         return rules
 
-    monkeypatch.setattr(ChatEngine, "open", classmethod(open_fake))
+    monkeypatch.setattr(opening, "open_engine", open_fake)
     command("moderate", "a")
     command("moderate", "-m", "one", "a")
     command("moderate", "-m", "one", "--moderator", "two", "a")
@@ -283,9 +283,7 @@ def test_a_moderator_of_its_own(
 ) -> None:
     chats = FakeEngine(["An answer"])
     engines = {"smollm2": chats, "guard": rules}
-    monkeypatch.setattr(
-        ChatEngine, "open", classmethod(lambda cls, settings, *more: engines[settings.model])
-    )
+    monkeypatch.setattr(opening, "open_engine", lambda settings, *more: engines[settings.model])
     assert command("--guardrail", "moderate", "--moderator", "guard", "Hi").code == 0
     assert rules.judged == ["Hi", "An answer"]
     assert (chats.judged, rules.asked) == ([], [])

@@ -14,19 +14,15 @@ from typing import Any, ClassVar
 import pytest
 
 import quant
-from mistral_chat.engines import local as engine_module
-from mistral_chat.engines.local import (
-    ChatEngine,
-    Finished,
-    PrefillProgress,
-    StartsOver,
-    TextDelta,
-    sampling_of,
-    stopped_by_interrupt,
-)
+from mistral_chat.engines import opening as engine_module
+from mistral_chat.engines.events import Finished, PrefillProgress, StartsOver, TextDelta
+from mistral_chat.engines.local import ChatEngine
+from mistral_chat.engines.opening import open_engine
+from mistral_chat.engines.options import sampling_of
 from mistral_chat.errors import UsageError
 from mistral_chat.messages import Message, Role
 from mistral_chat.settings import Paths, Settings
+from mistral_chat.system.interrupts import stopped_by_interrupt
 from mistral_chat.templates import template_for
 from mistral_chat.tokenizers import tokenizer_from_gguf
 from quant.errors import CacheError, ConfigError, ContextFullError
@@ -118,12 +114,13 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
 
 @pytest.fixture
 def chat(script: Script) -> ChatEngine:
-    def open_session() -> Any:
+    def open_session(options: quant.SessionOptions) -> Any:
         script.sessions.append(RememberingSession())
         return script.sessions[-1]
 
-    model: Any = SimpleNamespace(config=SimpleNamespace(eos_token_ids=(2, 7)))
-    return ChatEngine(model, TOKENIZER, TEMPLATE, open_session, "fake")
+    config = SimpleNamespace(eos_token_ids=(2, 7))
+    model: Any = SimpleNamespace(config=config, open=open_session)
+    return ChatEngine(model, TOKENIZER, TEMPLATE, "fake", quant.SessionOptions())
 
 
 def ask(
@@ -315,8 +312,8 @@ def loadable(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         def describe(self, name: str) -> tuple[tuple[int, ...], quant.QuantSpec | None]:
             return (), None
 
-        def session(self, **more: Any) -> RememberingSession:
-            asked.update(more)
+        def open(self, options: quant.SessionOptions) -> RememberingSession:
+            asked["options"] = options
             return RememberingSession()
 
     monkeypatch.setattr(engine_module, "locate", lambda name, paths, progress: Path(name))
@@ -331,13 +328,11 @@ def loadable(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def test_opening_takes_the_settings(loadable: dict[str, Any], paths: Paths) -> None:
     settings = Settings(kv="int8", prefill="fast", threads=2)
-    opened = ChatEngine.open(settings, paths, lambda label, done, total: None)
+    opened = open_engine(settings, paths, lambda label, done, total: None)
     assert opened.name == "smollm2"
     assert not opened.complaints
-    assert loadable == {
-        "max_context": 512, "kv": "int8", "prefill": "fast", "threads": 2, "backend": "cpu",
-        "gpu_layers": None,
-    }  # fmt: skip
+    wanted = quant.SessionOptions(512, kv="int8", prefill="fast", threads=2)
+    assert loadable == {"options": wanted}
 
 
 def test_smaller_groups_are_told(
@@ -348,7 +343,7 @@ def test_smaller_groups_are_told(
     monkeypatch.setattr(engine_module, "open_checkpoint", lambda path: narrow)
     asked: list[quant.QuantSpec] = []
     monkeypatch.setattr(quant, "load", lambda path, spec: asked.append(spec) or narrow)
-    opened = ChatEngine.open(Settings(), paths, lambda label, done, total: None)
+    opened = open_engine(Settings(), paths, lambda label, done, total: None)
     assert [spec.group_size for spec in asked] == [32]
     assert [told.split(":")[0] for told in opened.complaints] == [
         "Weights are packed in groups of 32"
@@ -369,7 +364,7 @@ def test_kernels_load_beside_the_model_and_compile_in_sight(
     monkeypatch.setattr(quant, "kernels_compiled", lambda kv: ready)
     monkeypatch.setattr(quant, "compile_kernels", compile_kernels)
     monkeypatch.setattr(RememberingSession, "is_compiled", ready)
-    opened = ChatEngine.open(Settings(), paths, lambda label, done, total: labels.append(label))
+    opened = open_engine(Settings(), paths, lambda label, done, total: labels.append(label))
     assert len(threads) == ready
     assert threading.current_thread().name not in threads
     assert labels == ([] if ready else ["Compiling the kernels, once on this computer"])
@@ -384,7 +379,7 @@ def test_an_error_of_the_kernels_comes_out(
 
     monkeypatch.setattr(quant, "kernels_compiled", fail)
     with pytest.raises(ConfigError, match="No such instruction set"):
-        ChatEngine.open(Settings(), paths, lambda label, done, total: None)
+        open_engine(Settings(), paths, lambda label, done, total: None)
 
 
 def test_a_context_the_model_was_not_made_for_is_refused(
@@ -392,7 +387,7 @@ def test_a_context_the_model_was_not_made_for_is_refused(
 ) -> None:
     settings = Settings(context=513, sources={"context": "--context"})
     with pytest.raises(UsageError, match="at most 512"):
-        ChatEngine.open(settings, paths, lambda label, done, total: None)
+        open_engine(settings, paths, lambda label, done, total: None)
 
 
 def test_ctrl_c_is_noted_and_the_old_handler_comes_back() -> None:

@@ -208,7 +208,7 @@ def test_labels_are_scored_as_numpy_scores_them(folder: Path, text: str) -> None
     # By the product's own path: the cpu backend, a float16 cache, what is shared read once.
     model, tokenizer = quant.load(folder), load_tokenizer(folder)
     engine = ChatEngine(
-        model, tokenizer, template_for(tokenizer), lambda: model.session(64), "smollm2"
+        model, tokenizer, template_for(tokenizer), "smollm2", quant.SessionOptions(64)
     )
     verdict = open_moderator(engine, "mistral").judge(text)
     assert verdict is not None

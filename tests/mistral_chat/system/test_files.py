@@ -29,11 +29,11 @@ from mistral_chat.talk import inputs
 from mistral_chat.tokenizers import Tokenizer
 from quant.errors import ContextFullError
 
-from ..conftest import HERE, Command
+from ..conftest import FAKE_MAIN, Command
 from ..fakes import FakeEngine
 from ..terminal.test_oneshot import asked
 
-FAKE_MAIN = [sys.executable, str(HERE / "fake_main.py")]
+FAKE_COMMAND = [sys.executable, *FAKE_MAIN]
 ENCODINGS = ("utf-8-sig", "utf-16", "utf-32")
 
 
@@ -182,18 +182,18 @@ def test_a_pipe_that_somebody_writes_to_is_read(pipe: Path) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        'exec "$0" "$1" -q -f <(sleep 0.2; echo \'of a process\') hi < /dev/null',
-        'echo \'of a process\' | "$0" "$1" -q -f /dev/stdin hi',
-        'echo \'of a process\' | "$0" "$1" -q -f - hi',
-        '"$0" "$1" -q -f /dev/stdin hi <<< \'of a process\'',
-        '"$0" "$1" -q -f /dev/null -f - hi <<< \'of a process\'',
+        'exec "$0" "$1" "$2" -q -f <(sleep 0.2; echo \'of a process\') hi < /dev/null',
+        'echo \'of a process\' | "$0" "$1" "$2" -q -f /dev/stdin hi',
+        'echo \'of a process\' | "$0" "$1" "$2" -q -f - hi',
+        '"$0" "$1" "$2" -q -f /dev/stdin hi <<< \'of a process\'',
+        '"$0" "$1" "$2" -q -f /dev/null -f - hi <<< \'of a process\'',
     ],
 )
 def test_pipes_of_the_shell_are_files(
     fake_environment: Callable[..., Mapping[str, str]], line: str
 ) -> None:
     done = subprocess.run(
-        ["bash", "-c", line, *FAKE_MAIN],
+        ["bash", "-c", line, *FAKE_COMMAND],
         capture_output=True,
         text=True,
         check=False,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mistral_chat.engines.local import TextDelta
+from mistral_chat.engines.events import TextDelta
 from mistral_chat.engines.loops import LEAST_TOKENS, LONGEST_PERIOD, LoopDetector
 from mistral_chat.errors import UsageError
 from mistral_chat.guardrail.prompt import GUARDRAIL_PROMPT

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from mistral_chat.engines.local import ChatEngine, Finished, TextDelta
+from mistral_chat.engines.events import Finished, TextDelta
+from mistral_chat.engines.local import ChatEngine
 from mistral_chat.settings import Settings
 from mistral_chat.talk.chat import Chat
 from mistral_chat.talk.sessions import SessionFile
 from mistral_chat.templates import template_for
 from mistral_chat.tokenizers import tokenizer_from_gguf
+from quant import SessionOptions
 
 from ...quant.models import TINY, random_model
 from ..fakes import FakeEngine, tiny_metadata
@@ -33,8 +35,8 @@ class Talk:
             model,
             TOKENIZER,
             template_for(TOKENIZER),
-            lambda: model.session(max_context=1024, backend="numpy"),
             "tiny",
+            SessionOptions(max_context=1024, backend="numpy"),
         )
         engine.stop_ids = ()  # so that answers are as long as they may be
         settings = Settings(

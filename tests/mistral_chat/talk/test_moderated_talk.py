@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mistral_chat.engines.local import Finished, TextDelta
+from mistral_chat.engines.events import Finished, TextDelta
 from mistral_chat.errors import JudgingError
 from mistral_chat.guardrail.judging import Judged
 from mistral_chat.messages import Role

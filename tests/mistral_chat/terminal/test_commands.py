@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mistral_chat.engines.local import Finished, Timings, Usage
+from mistral_chat.engines.events import Finished, Timings, Usage
 from mistral_chat.errors import UsageError
 from mistral_chat.messages import Message, Role
 from mistral_chat.settings import Paths, Settings, live_settings

@@ -181,7 +181,12 @@ WRITES = {
     "terminal/markdown.py": {"self._stream.write"},
     "terminal/oneshot.py": {"stdout.write", "writer.write"},
     "terminal/render.py": {"self._stream.write"},
-    "terminal/repl.py": {"self._stdout.write", "writer.write", "file.write"},  # the last for the editor
+    # The last is the editor's.
+    "terminal/repl.py": {
+        "self._stdout.write",
+        "writer.write",
+        "file.write",
+    },  # the last for the editor
     "system/screen.py": {"rich.console.Console"},
     "terminal/template_view.py": {"stream.write"},
 }

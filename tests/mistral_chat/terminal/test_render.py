@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from mistral_chat.engines.local import PrefillProgress
+from mistral_chat.engines.events import PrefillProgress
 from mistral_chat.terminal.render import AnswerWriter, Milestones, Notes
 
 

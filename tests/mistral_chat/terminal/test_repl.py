@@ -22,7 +22,7 @@ from mistral_chat.talk.sessions import SessionFile, read_talk
 from mistral_chat.terminal.render import Notes
 from mistral_chat.terminal.repl import Pastes, Repl, is_open_block, open_history, unwrap_block
 
-from ..conftest import HERE
+from ..conftest import FAKE_MAIN
 from ..fakes import FakeEngine
 from ..pseudo_terminal import Terminal
 
@@ -461,7 +461,7 @@ def test_ctrl_z_suspends_and_fg_goes_on(
     shell = "import os; os.execvp('bash', ['bash', '--norc', '--noprofile', '-i'])"
     environment = fake_environment(answer, "second", PS1="$ ")
     screen = Terminal(environment, program=("-c", shell))
-    screen.send(f"{sys.executable} {HERE}/fake_main.py --max-tokens 60" + ENTER)
+    screen.send(f"{sys.executable} {' '.join(FAKE_MAIN)} --max-tokens 60" + ENTER)
     screen.ready()
     if answer == "...":
         screen.send("one" + ENTER)

@@ -14,7 +14,7 @@ from .backends.cpu import CpuProgram, Crew
 from .config import ModelConfig
 from .errors import ConfigError
 from .kernels import probes
-from .kernels import program as steps
+from .kernels import table as steps
 from .kernels.threads import BARRIER_SIZE
 from .model import Model, Session, available_processors
 from .qtensor import QuantSpec, QuantTensor, packed_shapes

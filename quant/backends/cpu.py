@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from ..cache import TILE, KeyValues, element_type
 from ..config import ModelConfig
-from ..kernels import program as steps
+from ..kernels import table as steps
 from ..kernels.attention import QUERIES, SPLIT
 from ..kernels.jit import is_compiled
+from ..kernels.program import run
 from ..kernels.threads import BARRIER_SIZE, SPACING
 from ..qtensor import Floats, QuantTensor
 from ..sampling import Sampling
@@ -59,16 +60,16 @@ def compile_kernels(kv: str) -> None:
     They are the same for every model. Raises :class:`~quant.errors.CacheError` for a type that
     does not exist.
     """
-    steps.run(*_nothing(np.empty(0, element_type(kv))))
+    run(*_nothing(np.empty(0, element_type(kv))))
 
 
 def kernels_compiled(kv: str) -> bool:
     """Whether :func:`compile_kernels` has nothing to compile: it is in memory, or on disk."""
-    return is_compiled(steps.run, *_nothing(np.empty(0, element_type(kv))))
+    return is_compiled(run, *_nothing(np.empty(0, element_type(kv))))
 
 
 def _nothing(kv: npt.NDArray[Any]) -> tuple[Any, ...]:
-    """Arguments with which ``steps.run`` returns at once, for a cache of elements as in ``kv``."""
+    """Arguments with which ``run`` returns at once, for a cache of elements as in ``kv``."""
     counters, barrier = np.zeros(SPACING, np.int64), np.zeros(BARRIER_SIZE, np.int64)
     return np.zeros(0, steps.STEP), counters, barrier, 0, 1, 0, 0, 0, 0, kv
 
@@ -267,7 +268,7 @@ class CpuProgram:
         return partial(self._walk, table)
 
     def compile(self) -> None:
-        steps.run(*_nothing(self._kv))
+        run(*_nothing(self._kv))
 
     def fetch(self, rows: int) -> None:
         """Nothing: they are there."""
@@ -282,7 +283,7 @@ class CpuProgram:
         """Nothing: it is there."""
 
     def is_compiled(self) -> bool:
-        return is_compiled(steps.run, *_nothing(self._kv))
+        return is_compiled(run, *_nothing(self._kv))
 
     def _walk(
         self, table: npt.NDArray[Any], tokens: int, position: int, first: int, count: int
@@ -291,7 +292,7 @@ class CpuProgram:
         threads = self._crew.threads
 
         def work(thread: int) -> None:
-            steps.run(
+            run(
                 table, counters, self._barrier, thread, threads,
                 tokens, position, first, count, self._kv,
             )  # fmt: skip

@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from .dot import code_offset
 from .jit import instruction_set, kernel
-from .simd import LANES, LINE, code_offset, fma, load, splat, sum_lanes
+from .simd import LANES, LINE, fma, load, splat, sum_lanes
 from .tiles import (
     add_outer_tile,
     dot_tile_int4,

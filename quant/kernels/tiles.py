@@ -23,6 +23,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .dot import emit_dot
 from .simd import (
     F16,
     I8,
@@ -32,7 +33,6 @@ from .simd import (
     constant,
     element_address,
     emit_call,
-    emit_dot,
     emit_load,
     emit_load_floats,
     emit_splat,

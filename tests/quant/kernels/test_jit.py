@@ -14,7 +14,7 @@ import llvmlite.binding as llvm
 import pytest
 from llvmlite import ir
 
-from quant.kernels import simd
+from quant.kernels import dot, simd
 from quant.kernels.jit import available_instruction_sets
 from quant.kernels.kernel_cache import CompiledFiles
 
@@ -253,14 +253,14 @@ def test_every_instruction_set_gives_the_same_bits(name: str, own_hashes: list[s
 
 def assembly(monkeypatch: pytest.MonkeyPatch, name: str, bits: int, triple: str, cpu: str) -> str:
     """What the dot product of 64 codes becomes for a processor that need not be this one."""
-    monkeypatch.setattr(simd, "instruction_set", lambda: name)
+    monkeypatch.setattr(dot, "instruction_set", lambda: name)
     module = ir.Module()
     module.triple = triple
     kinds = [vector.llvm.as_pointer() for vector in (simd.i32x16, simd.i8x64, simd.i8x64)]
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), "dot")
     builder = ir.IRBuilder(function.append_basic_block())
     total, codes, signed = (builder.load(argument) for argument in function.args)
-    builder.store(simd.emit_dot(builder, total, codes, signed, bits), function.args[0])
+    builder.store(dot.emit_dot(builder, total, codes, signed, bits), function.args[0])
     builder.ret_void()
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()

@@ -1,0 +1,225 @@
+"""The steps that know positions: RoPE, attention, and what is kept aside of a chunk."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import attention, pointwise
+from .jit import kernel
+from .table import f32, view
+
+
+@kernel
+def is_aside(step, tokens, position):
+    """Whether a chunk must be kept aside.
+
+    It must where its end would overwrite keys that its start still sees.
+    """
+    return tokens > 1 and position + tokens > step.ring_slots
+
+
+@kernel
+def first_seen(step, position):
+    """The first position that the token at ``position`` sees."""
+    return max(0, position - step.window + 1) if step.window > 0 else 0
+
+
+@kernel
+def tokens_together(step, tokens):
+    """Tokens whose queries go through the keys together."""
+    return max(1, min(tokens, attention.QUERIES // (step.heads // step.kv_heads)))
+
+
+@kernel
+def splits_seen(step, position):
+    """Splits that hold what the token at ``position`` sees."""
+    return position // attention.SPLIT - first_seen(step, position) // attention.SPLIT + 1
+
+
+@kernel
+def rope(step, token, tokens, position, kv):
+    """Rotate a token's queries and keys; keys and values go to the ring, or aside."""
+    query = f32(step.x)
+    cosines = f32(step.cosines)
+    sines = f32(step.sines)
+    size = 2 * step.half
+    scale = np.float32(1.0 / np.sqrt(np.float64(size)))
+    for head in range(step.heads):
+        at = token * step.x_stride + head * size
+        pointwise.rotate_head(query, at, step.half, cosines, sines, token * step.half, scale)
+    aside = is_aside(step, tokens, position)
+    slots = step.chunk_slots if aside else step.ring_slots
+    slot = position % attention.TILE + token if aside else (position + token) % step.ring_slots
+    for head in range(step.kv_heads):
+        attention.store_key_value(
+            f32(step.key), f32(step.value), token * step.kv_stride + head * size, size,
+            cosines, sines, token * step.half,
+            view(step.chunk_keys if aside else step.ring_keys, kv),
+            view(step.chunk_values if aside else step.ring_values, kv),
+            f32(step.chunk_key_scales if aside else step.ring_key_scales),
+            f32(step.chunk_value_scales if aside else step.ring_value_scales),
+            head, slot, slots,
+        )  # fmt: skip
+    if aside and token == 0:
+        # The tile in which the chunk begins is read from aside; it needs its beginning there too.
+        for slot in range(position % attention.TILE):
+            for head in range(step.kv_heads):
+                _copy(step, head, position - position % attention.TILE + slot, slot, False, kv)
+
+
+@kernel
+def _copy(step, head, position, slot, to_ring, kv):
+    """Copy a position between ``slot`` of the chunk and its place in the ring."""
+    ring_keys, chunk_keys = view(step.ring_keys, kv), view(step.chunk_keys, kv)
+    ring_values, chunk_values = view(step.ring_values, kv), view(step.chunk_values, kv)
+    ring_scales, chunk_scales = f32(step.ring_key_scales), f32(step.chunk_key_scales)
+    ring_others, chunk_others = f32(step.ring_value_scales), f32(step.chunk_value_scales)
+    place = position % step.ring_slots
+    if to_ring:
+        attention.copy_slot(
+            chunk_keys, chunk_values, chunk_scales, chunk_others, slot, step.chunk_slots,
+            ring_keys, ring_values, ring_scales, ring_others, place, step.ring_slots,
+            head, 2 * step.half,
+        )  # fmt: skip
+    else:
+        attention.copy_slot(
+            ring_keys, ring_values, ring_scales, ring_others, place, step.ring_slots,
+            chunk_keys, chunk_values, chunk_scales, chunk_others, slot, step.chunk_slots,
+            head, 2 * step.half,
+        )  # fmt: skip
+
+
+@kernel
+def attend(step, unit, first, tokens, chunk, position, kv, thread):
+    """One KV head: of a prompt some tokens, of a single token one split of what it sees.
+
+    The thread's scratch holds queries [size, width], scores [width, TILE], a split's output
+    [width, size] and state [width, 2], its tokens' [width, size] and [width, 2], factors [width].
+    """
+    group = step.heads // step.kv_heads
+    size = 2 * step.half
+    head = unit % step.kv_heads
+    together = tokens_together(step, tokens)
+    # The last tokens of a prompt see most; they come first, so that no thread ends with them.
+    start = 0
+    if tokens > 1:
+        start = ((tokens + together - 1) // together - 1 - unit // step.kv_heads) * together
+    count = min(together, tokens - start)
+    queries = count * group
+    width = (queries + 7) // 8 * 8
+    scratch = step.scratch + 4 * thread * step.scratch_stride
+    query = f32(scratch)
+    scores = f32(scratch + 4 * width * size)
+    part = f32(scratch + 4 * width * (size + attention.TILE))
+    output = f32(scratch + 4 * width * (2 * size + attention.TILE))
+    part_state = f32(scratch + 4 * width * (3 * size + attention.TILE))
+    state = f32(scratch + 4 * width * (3 * size + attention.TILE + 2))
+    factors = f32(scratch + 4 * width * (3 * size + attention.TILE + 4))
+    x = f32(step.x)
+    for q in range(queries):
+        at = (first + start + q // group) * step.x_stride + (head * group + q % group) * size
+        for d in range(size):
+            query[d * width + q] = x[at + d]
+    first_split = first_seen(step, position + first + start) // attention.SPLIT
+    last_split = (position + first + start + count - 1) // attention.SPLIT
+    if tokens == 1:
+        first_split += unit // step.kv_heads
+        last_split = first_split
+    else:
+        _clear(output, state, queries, size)
+    for split in range(first_split, last_split + 1):
+        _clear(part, part_state, queries, size)
+        _attend_split(
+            step, head, split * attention.SPLIT, first + start, count, chunk, position, kv,
+            query, width, scores, part, part_state, factors,
+        )  # fmt: skip
+        if tokens > 1:
+            for q in range(queries):
+                attention.merge(
+                    part, q * size, part_state, 2 * q, output, q * size, state, 2 * q, size
+                )
+    if tokens == 1:
+        parts = f32(step.parts)
+        for q in range(queries):
+            at = (unit // step.kv_heads * step.heads + head * group + q) * (size + 2)
+            parts[at] = part_state[2 * q]
+            parts[at + 1] = part_state[2 * q + 1]
+            for d in range(size):
+                parts[at + 2 + d] = part[q * size + d]
+        return
+    for q in range(queries):
+        at = (start + q // group) * step.output_stride + (head * group + q % group) * size
+        _write_output(step, output, q * size, state[2 * q + 1], at, size)
+
+
+@kernel
+def _write_output(step, source, source_at, total, at, size):
+    output = f32(step.output)
+    inverse = np.float32(1) / total
+    for d in range(size):
+        output[at + d] = source[source_at + d] * inverse
+
+
+@kernel
+def _clear(output, state, queries, size):
+    for q in range(queries):
+        state[2 * q] = np.float32(attention.UNSEEN)
+        state[2 * q + 1] = np.float32(0)
+    for i in range(queries * size):
+        output[i] = np.float32(0)
+
+
+@kernel
+def _attend_split(
+    step, head, split, start, count, chunk, position, kv,
+    query, width, scores, part, state, factors,
+):  # fmt: skip
+    """The tiles from position ``split`` on that any of ``count`` tokens from ``start`` on sees."""
+    group = step.heads // step.kv_heads
+    size = 2 * step.half
+    oldest = first_seen(step, position + start)
+    newest = position + start + count - 1
+    begin = position - position % attention.TILE  # of the chunk, where it is kept aside
+    apart = is_aside(step, chunk, position)
+    for tile in range(split, min(split + attention.SPLIT, newest + 1), attention.TILE):
+        if tile + attention.TILE <= oldest:
+            continue
+        aside = apart and tile >= begin
+        slot = head * step.chunk_slots + tile - begin
+        if not aside:
+            slot = head * step.ring_slots + tile % step.ring_slots
+        keys = view(step.chunk_keys if aside else step.ring_keys, kv)
+        values = view(step.chunk_values if aside else step.ring_values, kv)
+        key_scales = f32(step.chunk_key_scales if aside else step.ring_key_scales)
+        value_scales = f32(step.chunk_value_scales if aside else step.ring_value_scales)
+        attention.tile_scores(query, width, count * group, size, keys, slot * size, scores)
+        for q in range(count * group):
+            here = position + start + q // group
+            factors[q] = attention.softmax_tile(
+                scores, q * attention.TILE,
+                max(0, first_seen(step, here) - tile), min(attention.TILE, here + 1 - tile),
+                key_scales, value_scales, slot, state, 2 * q,
+            )  # fmt: skip
+        attention.tile_values(
+            scores, count * group, max(0, oldest - tile), min(attention.TILE, newest + 1 - tile),
+            factors, values, slot * size, size, part,
+        )  # fmt: skip
+
+
+@kernel
+def merge_splits(step, head, position):
+    """Merge the splits of a single token's query head."""
+    size = 2 * step.half
+    parts = f32(step.parts)
+    at = head * (size + 2)
+    for split in range(1, splits_seen(step, position)):
+        other = (split * step.heads + head) * (size + 2)
+        attention.merge(parts, other + 2, parts, other, parts, at + 2, parts, at, size)
+    _write_output(step, parts, at + 2, parts[at + 1], head * size, size)
+
+
+@kernel
+def commit(step, head, tokens, position, kv):
+    """Write a chunk that was kept aside into the ring; of one longer than the ring, its end."""
+    for token in range(max(0, tokens - step.ring_slots), tokens):
+        _copy(step, head, position + token, position % attention.TILE + token, True, kv)

@@ -14,7 +14,7 @@ from ..qtensor import Floats
 HEAD_TOKENS = 48
 """Rows of logits held at once, and so the longest chunk of which every token's are wanted."""
 
-WIDTH_PADDING, TOKEN_PADDING = 64, 12
+WIDTH_PADDING, TOKEN_PADDING = 64, 24
 """Buffers have room for multiples of these, so that kernels may write whole tiles."""
 
 

@@ -11,8 +11,10 @@ plane), with one scale and one sum of its whole numbers for each group::
 where ``zero`` is 8 or 128 for symmetric weights and 0 with minimums. The sum over a group is whole
 numbers and exact; groups are added in order, so the number of threads cannot change a result.
 
-A *tile* is ``rows`` row blocks of 16 by ``tokens`` tokens whose sums stay in registers: each line
-of weights is loaded once for all the tokens, each activation word once for all the row blocks.
+A *tile* is a row block of 16 by some tokens whose sums stay in registers: each line of weights is
+loaded and cut into codes once for all of them. So as many tokens as a tile holds cost one reading
+of the weights, in one long run for each thread. There are kernels for some widths, and a pass takes
+the one that costs least (:func:`width_for`).
 """
 
 from __future__ import annotations
@@ -26,12 +28,13 @@ from .jit import instruction_set, kernel
 from .simd import LANES, LINE, fma, load, splat, sum_lanes
 from .tiles import (
     add_outer_tile,
+    add_tiles,
     dot_tile_int4,
     dot_tile_int8,
     fold_tile,
     high_nibbles_each,
     join_planes,
-    load_lines,
+    load_line,
     load_scales,
     low_nibbles_each,
     prefetch,
@@ -41,90 +44,167 @@ from .tiles import (
     zeros_i32,
 )
 
-DECODE_ROWS = 1
-"""Row blocks of a single token's tile. It waits for memory, which is read best in one long run."""
-
 AHEAD = 4096
-"""Bytes that a single token's weights are asked for in advance."""
+"""Bytes that weights are asked for in advance."""
 
-# Row blocks and tokens of a prompt's tiles, in two planes and in one: what the registers hold.
+CHAINS = 10
+"""Sums that must be under way at once to keep the processor busy: latency times throughput."""
+
+# Tokens of tiles, in two planes and in one: as many as the registers hold, and some fewer.
+EXACT_WIDTHS: tuple[int, ...] = (1, 2, 3)
+FAST_WIDTHS: tuple[int, ...] = (2, 4)
 if instruction_set() == "avx512vnni":
-    (EXACT_ROWS, EXACT_TOKENS), (FAST_ROWS, FAST_TOKENS) = (2, 4), (2, 6)
-else:
-    (EXACT_ROWS, EXACT_TOKENS), (FAST_ROWS, FAST_TOKENS) = (1, 2), (1, 4)
+    EXACT_WIDTHS, FAST_WIDTHS = (1, 2, 3, 4, 6, 8), (2, 4, 8, 12)
 
 
-def _tile(bits: int, planes: int, row_blocks: int, tokens: int) -> Any:
-    """The tile's kernel for weights of ``bits`` and activations in ``planes``."""
-    rows = row_blocks
-    size = row_blocks * tokens
+def _tile(bits: int, planes: int, tokens: int) -> Any:
+    """The kernel of tiles of ``tokens`` for weights of ``bits`` and activations in ``planes``."""
     word = 4 * tokens  # bytes from four columns of a tile's tokens to the next four
-    columns = 8 if bits == 4 else 4  # of a line
     four_bits = bits == 4
     two_planes = planes == 2
     dot_tile = dot_tile_int4 if four_bits else dot_tile_int8
+    stretch = LINE if four_bits else 2 * LINE  # bytes of eight columns
     offset = code_offset(bits)
-    single = tokens == 1
+    # Where tokens are few, each half of the eight columns has sums of its own.
+    halves = planes * tokens < CHAINS
 
     @kernel
     def tile(
-        codes, scales, minimums, zero, columns_in, group_size, block, last,
+        codes, scales, minimums, zero, columns, group_size, block,
         high, low, x_scales, x_sums, x_totals, token, output, output_stride,
     ):  # fmt: skip
-        """Row blocks ``block`` to ``block + last`` times tokens from ``token`` on."""
-        groups = columns_in // group_size
-        stride = columns_in // columns * LINE
-        line = block * stride
-        x = token * columns_in
+        """Row block ``block`` times ``tokens`` tokens from ``token`` on."""
+        groups = columns // group_size
+        line = block * (columns // 8) * stretch
+        x = token * columns
         at = token * groups
-        sums = zeros_f32(size)
+        sums = zeros_f32(tokens)
         for group in range(groups):
-            totals = start_tile(x_sums, at, 1, np.int32(offset - zero), rows, tokens)
+            if offset == 0 and minimums.size > 0:
+                totals = zeros_i32(tokens)
+            else:
+                totals = start_tile(x_sums, at, 1, np.int32(offset - zero), 1, tokens)
             if two_planes:
-                highs = zeros_i32(size)
-            for _ in range(group_size // columns):
-                if single:
-                    prefetch(codes, line + AHEAD)
-                lines = load_lines(codes, line, stride, last, rows)
+                highs = zeros_i32(tokens)
+            if halves:
+                others = zeros_i32(tokens)
+                if two_planes:
+                    high_others = zeros_i32(tokens)
+            for _ in range(group_size // 8):
+                prefetch(codes, line + AHEAD)
+                first = load_line(codes, line)
                 if four_bits:
-                    evens = low_nibbles_each(lines)
-                    odds = high_nibbles_each(lines)
-                    if two_planes:
-                        highs = dot_tile(highs, evens, high, x, 4)
-                        totals = dot_tile(totals, evens, low, x, 4)
-                        highs = dot_tile(highs, odds, high, x + word, 4)
-                        totals = dot_tile(totals, odds, low, x + word, 4)
-                    else:
-                        totals = dot_tile(totals, evens, high, x, 4)
-                        totals = dot_tile(totals, odds, high, x + word, 4)
-                elif two_planes:
-                    highs = dot_tile(highs, lines, high, x, 4)
-                    totals = dot_tile(totals, lines, low, x, 4)
+                    second = high_nibbles_each(first)
+                    first = low_nibbles_each(first)
                 else:
-                    totals = dot_tile(totals, lines, high, x, 4)
-                line += LINE
-                x += columns // 4 * word
+                    prefetch(codes, line + AHEAD + LINE)
+                    second = load_line(codes, line + LINE)
+                if two_planes:
+                    highs = dot_tile(highs, first, high, x, 4)
+                    totals = dot_tile(totals, first, low, x, 4)
+                    if halves:
+                        high_others = dot_tile(high_others, second, high, x + word, 4)
+                        others = dot_tile(others, second, low, x + word, 4)
+                    else:
+                        highs = dot_tile(highs, second, high, x + word, 4)
+                        totals = dot_tile(totals, second, low, x + word, 4)
+                else:
+                    totals = dot_tile(totals, first, high, x, 4)
+                    if halves:
+                        others = dot_tile(others, second, high, x + word, 4)
+                    else:
+                        totals = dot_tile(totals, second, high, x + word, 4)
+                line += stretch
+                x += 2 * word
+            if halves:
+                totals = add_tiles(totals, others)
+                if two_planes:
+                    highs = add_tiles(highs, high_others)
             if two_planes:
                 totals = join_planes(highs, totals)
             scale_at = (block * groups + group) * LANES
-            weights = load_scales(scales, scale_at, groups * LANES, last, rows)
-            sums = fold_tile(sums, totals, weights, x_scales, at, 1)
+            sums = fold_tile(sums, totals, load_scales(scales, scale_at), x_scales, at, 1)
             if minimums.size > 0:
-                weights = load_scales(minimums, scale_at, groups * LANES, last, rows)
-                sums = add_outer_tile(sums, weights, x_totals, at, 1)
+                sums = add_outer_tile(sums, load_scales(minimums, scale_at), x_totals, at, 1)
             at += tokens
         start = token * output_stride + block * LANES
-        store_tile(output, start, LANES, output_stride, sums, weights)
+        store_tile(output, start, LANES, output_stride, sums, load_scales(scales, 0))
 
     return tile
 
 
-decode_int4 = _tile(4, 2, DECODE_ROWS, 1)
-decode_int8 = _tile(8, 2, DECODE_ROWS, 1)
-exact_int4 = _tile(4, 2, EXACT_ROWS, EXACT_TOKENS)
-exact_int8 = _tile(8, 2, EXACT_ROWS, EXACT_TOKENS)
-fast_int4 = _tile(4, 1, FAST_ROWS, FAST_TOKENS)
-fast_int8 = _tile(8, 1, FAST_ROWS, FAST_TOKENS)
+def _of_widths(bits: int, planes: int, widths: tuple[int, ...]) -> Any:
+    """A kernel that takes a tile's width and does the tile."""
+    width, *wider = widths
+    tile = _tile(bits, planes, width)
+    if not wider:
+
+        @kernel
+        def last(
+            _width, codes, scales, minimums, zero, columns, group_size, block,
+            high, low, x_scales, x_sums, x_totals, token, output, output_stride,
+        ):  # fmt: skip
+            tile(
+                codes, scales, minimums, zero, columns, group_size, block,
+                high, low, x_scales, x_sums, x_totals, token, output, output_stride,
+            )  # fmt: skip
+
+        return last
+    others = _of_widths(bits, planes, tuple(wider))
+
+    @kernel
+    def choice(
+        this, codes, scales, minimums, zero, columns, group_size, block,
+        high, low, x_scales, x_sums, x_totals, token, output, output_stride,
+    ):  # fmt: skip
+        if this == width:
+            tile(
+                codes, scales, minimums, zero, columns, group_size, block,
+                high, low, x_scales, x_sums, x_totals, token, output, output_stride,
+            )  # fmt: skip
+        else:
+            others(
+                this, codes, scales, minimums, zero, columns, group_size, block,
+                high, low, x_scales, x_sums, x_totals, token, output, output_stride,
+            )  # fmt: skip
+
+    return choice
+
+
+exact_int4 = _of_widths(4, 2, EXACT_WIDTHS)
+exact_int8 = _of_widths(8, 2, EXACT_WIDTHS)
+fast_int4 = _of_widths(4, 1, FAST_WIDTHS)
+fast_int8 = _of_widths(8, 1, FAST_WIDTHS)
+
+
+def _width_rule(widths: tuple[int, ...], planes: int) -> Any:
+    @kernel
+    def width_of(tokens):
+        best, least = widths[0], 1 << 60
+        for width in widths:
+            # For eight columns: what a line of weights costs beside 2 products a token and plane.
+            cost = (tokens + width - 1) // width * (12 // planes + 5 * width)
+            if cost <= least:
+                best, least = width, cost
+        return best
+
+    return width_of
+
+
+_exact_width = _width_rule(EXACT_WIDTHS, 2)
+_fast_width = _width_rule(FAST_WIDTHS, 1)
+
+
+@kernel
+def width_for(tokens, planes):
+    """The width of the tiles that ``tokens`` tokens are cut into, the one that costs least.
+
+    Of AVX-512's widths in two planes 5 tokens are one tile of 6, 9 three of 3, 16 two of 8. A
+    single token is in two planes always.
+    """
+    if tokens == 1:
+        return 1
+    return _exact_width(tokens) if planes == 2 else _fast_width(tokens)
 
 
 @kernel

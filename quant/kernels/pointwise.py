@@ -90,9 +90,11 @@ def silu_mul_row(gate, up, at, columns, output, output_at):
 
 @kernel
 def quantize_row(
-    x, x_at, columns, group_size, planes, token, tile, high, low, scales, sums, totals
+    x, x_at, columns, begin, end, group_size, planes, token, tile, high, low, scales, sums, totals
 ):  # fmt: skip
     """A row of float32 into bytes: one or two planes, and for each group its scale and sums.
+
+    Of its ``columns`` those from ``begin`` to ``end``, which are whole groups.
 
     With two planes ``x ~ scale * (128 * high + low)``, ``high`` in -127..127, ``low`` in -64..63.
     ``sums`` is the sum of the whole numbers, ``totals`` that sum times the scale.
@@ -108,10 +110,10 @@ def quantize_row(
     limit = np.float32(EXACT_LIMIT if planes == 2 else HIGH_LIMIT)
     half = splat(np.int32(64))
     lane = token % tile
-    start = x_at
-    to = (token - lane) * columns + 4 * lane
-    at = (token - lane) * groups + lane
-    for _ in range(groups):
+    start = x_at + begin
+    to = (token - lane) * columns + 4 * lane + begin * tile
+    at = (token - lane) * groups + lane + begin // group_size * tile
+    for _ in range(begin // group_size, end // group_size):
         largest = splat(np.float32(0))
         for k in range(start, start + group_size, LANES):
             largest = maximum(absolute(load(x, k)), largest)

@@ -13,7 +13,6 @@ import numpy as np
 
 from . import attending, matmul, pointwise
 from .jit import entry, kernel
-from .matmul import DECODE_ROWS, EXACT_ROWS, EXACT_TOKENS, FAST_ROWS, FAST_TOKENS
 from .table import (
     ANGLES,
     ATTENTION,
@@ -35,16 +34,17 @@ from .table import (
 )
 from .threads import SPACING, atomic_add, pointer_to, share, wait_for_all
 
+ROW_PART = 2048
+"""Columns of a row that a thread takes at once; they are whole groups of any size."""
+
 TOKEN_BLOCK = 288
 """Tokens that share a pass over a tile of weights: their bytes stay in the second-level cache."""
 
 
 @kernel
-def tile_tokens(step, tokens):
-    """Tokens in a tile of the products that read what ``step`` writes."""
-    if tokens == 1:
-        return 1
-    return EXACT_TOKENS if step.planes == 2 else FAST_TOKENS
+def _parts(step):
+    """Pieces of a row that threads may share: a norm needs the whole row."""
+    return 1 if step.op == NORM else (step.columns + ROW_PART - 1) // ROW_PART
 
 
 @kernel
@@ -56,11 +56,7 @@ def _units(step, first, tokens, chunk, position):
     if tokens == 0:
         return 0
     if step.op == MATMUL:
-        blocks = (step.rows + 15) // 16
-        if tokens == 1:
-            return (blocks + DECODE_ROWS - 1) // DECODE_ROWS
-        rows = EXACT_ROWS if step.planes == 2 else FAST_ROWS
-        return (blocks + rows - 1) // rows * ((tokens + TOKEN_BLOCK - 1) // TOKEN_BLOCK)
+        return (step.rows + 15) // 16 * ((tokens + TOKEN_BLOCK - 1) // TOKEN_BLOCK)
     if step.op == FLOAT_MATMUL:
         return (step.rows + 15) // 16
     if step.op == ATTENTION:
@@ -73,8 +69,8 @@ def _units(step, first, tokens, chunk, position):
         return step.heads if tokens == 1 else 0
     if step.op in (NORM, GATE, QUANTIZE):
         # Whole tiles: their tokens' bytes share cache lines, which two threads would fight over.
-        tile = tile_tokens(step, tokens)
-        return (tokens + tile - 1) // tile
+        tile = matmul.width_for(tokens, step.planes)
+        return (tokens + tile - 1) // tile * _parts(step)
     if step.op == COMMIT:
         return step.kv_heads if attending.is_aside(step, chunk, position) else 0
     return tokens
@@ -103,13 +99,18 @@ def _embed(step, token):
 
 @kernel
 def _rows(step, unit, tokens, first):
-    """A norm, a gate or bytes alone, for a tile of tokens.
+    """A norm, a gate or bytes alone, for a tile of tokens, or for some columns of it.
 
     The residual stream has a row for each token of the chunk, and is read from row ``first`` on.
     """
-    tile = tile_tokens(step, tokens)
+    planes = 2 if tokens == 1 else step.planes
+    tile = matmul.width_for(tokens, step.planes)
+    parts = _parts(step)
+    begin = unit % parts * ROW_PART
+    end = step.columns if parts == 1 else min(begin + ROW_PART, step.columns)
+    start = unit // parts * tile
     output = f32(step.output)
-    for token in range(unit * tile, min(unit * tile + tile, tokens)):
+    for token in range(start, min(start + tile, tokens)):
         at = token * step.output_stride
         if step.op == NORM:
             pointwise.norm_row(
@@ -119,22 +120,22 @@ def _rows(step, unit, tokens, first):
             )  # fmt: skip
         elif step.op == GATE:
             pointwise.silu_mul_row(
-                f32(step.gate), f32(step.up), token * step.x_stride, step.columns, output, at
-            )
+                f32(step.gate), f32(step.up), token * step.x_stride + begin, end - begin,
+                output, at + begin,
+            )  # fmt: skip
         if step.group_size > 0:
             pointwise.quantize_row(
-                output, at, step.columns, step.group_size,
-                2 if tokens == 1 else step.planes, token, tile, i8(step.high), i8(step.low),
+                output, at, step.columns, begin, end, step.group_size,
+                planes, token, tile, i8(step.high), i8(step.low),
                 f32(step.x_scales), i32(step.x_sums), f32(step.x_totals),
             )  # fmt: skip
 
 
 @kernel
-def _tile(tile, step, block, rows, token):
-    blocks = (step.rows + 15) // 16
+def _tile(tile, width, step, block, token):
     tile(
-        u8(step.codes), u16(step.scales), u16(step.minimums), step.zero,
-        step.columns, step.group_size, block, min(rows, blocks - block) - 1,
+        width, u8(step.codes), u16(step.scales), u16(step.minimums), step.zero,
+        step.columns, step.group_size, block,
         i8(step.high), i8(step.low), f32(step.x_scales), i32(step.x_sums),
         f32(step.x_totals), token, f32(step.output), step.output_stride,
     )  # fmt: skip
@@ -142,27 +143,22 @@ def _tile(tile, step, block, rows, token):
 
 @kernel
 def _matmul(step, unit, tokens):
-    if tokens == 1:
-        if step.bits == 4:
-            _tile(matmul.decode_int4, step, unit * DECODE_ROWS, DECODE_ROWS, 0)
-        else:
-            _tile(matmul.decode_int8, step, unit * DECODE_ROWS, DECODE_ROWS, 0)
-        return
-    rows = EXACT_ROWS if step.planes == 2 else FAST_ROWS
-    tiles = ((step.rows + 15) // 16 + rows - 1) // rows
-    start = unit // tiles * TOKEN_BLOCK
-    end = min(start + TOKEN_BLOCK, tokens)
-    block = unit % tiles * rows
-    for token in range(start, end, tile_tokens(step, tokens)):
-        if step.planes == 2:
+    """One row block times a block of tokens."""
+    planes = 2 if tokens == 1 else step.planes
+    width = matmul.width_for(tokens, planes)
+    blocks = (step.rows + 15) // 16
+    start = unit // blocks * TOKEN_BLOCK
+    block = unit % blocks
+    for token in range(start, min(start + TOKEN_BLOCK, tokens), width):
+        if planes == 2:
             if step.bits == 4:
-                _tile(matmul.exact_int4, step, block, rows, token)
+                _tile(matmul.exact_int4, width, step, block, token)
             else:
-                _tile(matmul.exact_int8, step, block, rows, token)
+                _tile(matmul.exact_int8, width, step, block, token)
         elif step.bits == 4:
-            _tile(matmul.fast_int4, step, block, rows, token)
+            _tile(matmul.fast_int4, width, step, block, token)
         else:
-            _tile(matmul.fast_int8, step, block, rows, token)
+            _tile(matmul.fast_int8, width, step, block, token)
 
 
 @kernel
@@ -190,7 +186,7 @@ def run(program, counters, barrier, thread, threads, tokens, position, head_firs
         units = _units(step, first, count, tokens, position)
         while units > 0:
             unit = atomic_add(counters, i * SPACING, 1)
-            if step.op == MATMUL and count == 1:
+            if step.op == MATMUL and count <= TOKEN_BLOCK:
                 begin, end = share(units, unit, threads)
                 if begin == units:
                     break

@@ -4,12 +4,11 @@ A tile of ``rows x tokens`` vectors holds the entry of row block r and token t a
 ``r * tokens + t``. The loops below run while code is emitted, so what comes out is straight-line
 code; counts are constants of the kernel that is compiled.
 
-Example, inside a kernel: 2 row blocks of int8 weights times 6 tokens::
+Example, inside a kernel: a row block of int8 weights times 6 tokens::
 
-    totals = zeros_i32(12)
+    totals = zeros_i32(6)
     for _ in range(columns // 4):
-        lines = load_lines(codes, line, stride, 1, 2)
-        totals = dot_tile_int8(totals, lines, activations, x, 4)
+        totals = dot_tile_int8(totals, load_line(codes, line), activations, x, 4)
         line += LINE
         x += 24
 """
@@ -83,39 +82,26 @@ def prefetch(typing_context, array, offset):
     return types.none(array, types.intp), emit
 
 
-@intrinsic(prefer_literal=True)
-def load_lines(typing_context, array, offset, stride, last, count):
-    """``count`` (a constant) lines of 64 bytes as a tuple, ``stride`` bytes apart.
-
-    From line ``last`` on, the line ``last`` is repeated.
-    """
-    return _load_each(array, i8x64, i8x64.llvm, count)
+@intrinsic
+def load_line(typing_context, array, offset):
+    """64 bytes, as a tuple of one ``i8x64``."""
+    return _load_row(array, i8x64, i8x64.llvm)
 
 
-@intrinsic(prefer_literal=True)
-def load_scales(typing_context, array, offset, stride, last, count):
-    """As :func:`load_lines`: vectors of 16 float16 (held as uint16), as float32."""
-    return _load_each(array, f32x16, ir.VectorType(F16, 16), count)
+@intrinsic
+def load_scales(typing_context, array, offset):
+    """16 float16 (held as uint16), as a tuple of one ``f32x16``."""
+    return _load_row(array, f32x16, ir.VectorType(F16, 16))
 
 
-def _load_each(array: Any, vector: Vector, stored: ir.VectorType, count: Any) -> Any:
-    if not isinstance(count, types.IntegerLiteral):
-        return None
-    n = count.literal_value
-
+def _load_row(array: Any, vector: Vector, stored: ir.VectorType) -> Any:
     def emit(context, builder, signature, arguments):
-        base = element_address(context, builder, signature.args[0], *arguments[:2])
-        stride, last = arguments[2:4]
-        values = []
-        for i in range(n):
-            number = ir.Constant(last.type, i)
-            number = builder.select(builder.icmp_signed("<", number, last), number, last)
-            value = emit_load(builder, builder.gep(base, [builder.mul(number, stride)]), stored)
-            values.append(value if stored == vector.llvm else builder.fpext(value, vector.llvm))
-        return context.make_tuple(builder, signature.return_type, values)
+        pointer = element_address(context, builder, signature.args[0], *arguments)
+        value = emit_load(builder, pointer, stored)
+        value = value if stored == vector.llvm else builder.fpext(value, vector.llvm)
+        return context.make_tuple(builder, signature.return_type, [value])
 
-    signature = types.UniTuple(vector, n)(array, types.intp, types.intp, types.intp, count)
-    return signature, emit
+    return types.UniTuple(vector, 1)(array, types.intp), emit
 
 
 def _nibbles_each(operation: str, operand: int) -> Any:
@@ -175,6 +161,18 @@ def join_planes(typing_context, high, low):
         return context.make_tuple(builder, signature.return_type, sums)
 
     return high(high, high), emit
+
+
+@intrinsic
+def add_tiles(typing_context, a, b):
+    """The sums of two tuples of ``i32x16``."""
+
+    def emit(context, builder, signature, arguments):
+        pairs = zip(*(cgutils.unpack_tuple(builder, tile) for tile in arguments), strict=True)
+        sums = [builder.add(x, y) for x, y in pairs]
+        return context.make_tuple(builder, signature.return_type, sums)
+
+    return a(a, a), emit
 
 
 @intrinsic(prefer_literal=True)

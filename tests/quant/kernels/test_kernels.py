@@ -8,21 +8,23 @@ import numpy as np
 import pytest
 
 from quant.backends import reference
-from quant.backends.scratch import HEAD_TOKENS, TOKEN_PADDING, WIDTH_PADDING
+from quant.backends.scratch import HEAD_TOKENS, TOKEN_PADDING, WIDTH_PADDING, padded_tokens
 from quant.kernels import matmul, pointwise
+from quant.kernels.program import TOKEN_BLOCK
 from quant.qtensor import QuantSpec
 from quant.quantizers import round_to_nearest
 
 from ..test_qtensor import SPECS
 
 TILES = {
-    (4, "decode"): (matmul.decode_int4, matmul.DECODE_ROWS, 1, 2),
-    (8, "decode"): (matmul.decode_int8, matmul.DECODE_ROWS, 1, 2),
-    (4, "exact"): (matmul.exact_int4, matmul.EXACT_ROWS, matmul.EXACT_TOKENS, 2),
-    (8, "exact"): (matmul.exact_int8, matmul.EXACT_ROWS, matmul.EXACT_TOKENS, 2),
-    (4, "fast"): (matmul.fast_int4, matmul.FAST_ROWS, matmul.FAST_TOKENS, 1),
-    (8, "fast"): (matmul.fast_int8, matmul.FAST_ROWS, matmul.FAST_TOKENS, 1),
+    (4, "exact"): matmul.exact_int4,
+    (8, "exact"): matmul.exact_int8,
+    (4, "fast"): matmul.fast_int4,
+    (8, "fast"): matmul.fast_int8,
 }
+PLANES = {"exact": 2, "fast": 1}
+WIDTHS = [("exact", width) for width in matmul.EXACT_WIDTHS]
+WIDTHS += [("fast", width) for width in matmul.FAST_WIDTHS]
 
 
 def quantized(x: Any, group_size: int, planes: int, tile: int = 1) -> tuple[Any, ...]:
@@ -34,7 +36,7 @@ def quantized(x: Any, group_size: int, planes: int, tile: int = 1) -> tuple[Any,
     sums = np.zeros(groups, np.int32)
     for t in range(tokens):
         pointwise.quantize_row(
-            x.reshape(-1), t * columns, columns, group_size, planes, t, tile,
+            x.reshape(-1), t * columns, columns, 0, columns, group_size, planes, t, tile,
             high.reshape(-1), low.reshape(-1), scales.reshape(-1), sums.reshape(-1),
             totals.reshape(-1),
         )  # fmt: skip
@@ -49,46 +51,58 @@ def test_tiles_hold_the_words_of_their_tokens_side_by_side() -> None:
         np.testing.assert_array_equal(tiled.reshape(2, -1, 3, width), words.swapaxes(1, 2))
 
 
-def product(tile: Any, rows: int, tokens_a_tile: int, weights: Any, planes: int, x: Any) -> Any:
-    """``x @ weights.T`` by tiles, as the program calls them."""
-    tokens = -(-x.shape[0] // tokens_a_tile) * tokens_a_tile
+def product(mode: str, width: int, weights: Any, x: Any) -> Any:
+    """``x @ weights.T`` by tiles of ``width`` tokens, as the program calls them."""
+    tokens = -(-x.shape[0] // width) * width
     padded = np.zeros((tokens, x.shape[1]), np.float32)
     padded[: x.shape[0]] = x
     group = weights.spec.group_size
-    high, low, scales, sums, totals = quantized(padded, group, planes, tokens_a_tile)
+    high, low, scales, sums, totals = quantized(padded, group, PLANES[mode], width)
     blocks = weights.codes.shape[0]
-    width = -(-blocks // rows) * rows * 16
-    output = np.full((tokens, width), np.nan, np.float32)
+    output = np.full((tokens, 16 * blocks), np.nan, np.float32)
     halves = np.zeros(0, np.uint16)
     if weights.minimums is not None:
         halves = weights.minimums.view(np.uint16).reshape(-1)
-    for token in range(0, tokens, tokens_a_tile):
-        for block in range(0, blocks, rows):
-            tile(
-                weights.codes.reshape(-1), weights.scales.view(np.uint16).reshape(-1), halves,
-                weights.spec.zero, weights.columns, group,
-                block, min(rows, blocks - block) - 1, high.reshape(-1), low.reshape(-1),
+    for token in range(0, tokens, width):
+        for block in range(blocks):
+            TILES[weights.spec.bits, mode](
+                width, weights.codes.reshape(-1), weights.scales.view(np.uint16).reshape(-1),
+                halves, weights.spec.zero, weights.columns, group, block,
+                high.reshape(-1), low.reshape(-1),
                 scales.reshape(-1), sums.reshape(-1), totals.reshape(-1),
-                token, output.reshape(-1), width,
+                token, output.reshape(-1), 16 * blocks,
             )  # fmt: skip
     return output[: x.shape[0], : weights.rows]
 
 
-@pytest.mark.parametrize("mode", ["decode", "exact", "fast"])
+@pytest.mark.parametrize(("mode", "width"), WIDTHS)
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 @pytest.mark.parametrize(("rows", "tokens"), [(1, 1), (17, 5), (80, 13)])
-def test_products(mode: str, spec: QuantSpec, rows: int, tokens: int) -> None:
+def test_products(mode: str, width: int, spec: QuantSpec, rows: int, tokens: int) -> None:
     random = np.random.default_rng(rows + tokens)
     weights = round_to_nearest(
         random.standard_normal((rows, 2 * spec.group_size)).astype(np.float32), spec
     )
-    tile, row_blocks, tile_tokens, planes = TILES[spec.bits, mode]
-    tokens = 1 if mode == "decode" else tokens
     x = random.standard_normal((tokens, weights.columns)).astype(np.float32)
     expected = x.astype(np.float64) @ weights.dequantize().T
-    got = product(tile, row_blocks, tile_tokens, weights, planes, x)
+    got = product(mode, width, weights, x)
     error = np.linalg.norm(got - expected) / np.linalg.norm(expected)
-    assert error < (1e-4 if planes == 2 else 2e-2)
+    assert error < (1e-4 if mode == "exact" else 2e-2)
+    # Whoever shares a tile, and however wide it is, the bits are the same.
+    narrowest = min(each for of, each in WIDTHS if of == mode)
+    np.testing.assert_array_equal(got, product(mode, narrowest, weights, x))
+
+
+@pytest.mark.parametrize(("mode", "planes"), PLANES.items())
+def test_the_width_of_tiles(mode: str, planes: int) -> None:
+    widths = [width for of, width in WIDTHS if of == mode]
+    assert matmul.width_for(1, planes) == 1
+    for tokens in range(2, 300):
+        width = matmul.width_for(tokens, planes)
+        assert width in widths
+        room = -(-tokens // width) * width
+        assert room <= padded_tokens(tokens)
+        assert room - tokens < width
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
@@ -99,8 +113,7 @@ def test_products_of_zeros_and_extremes(spec: QuantSpec) -> None:
     packed = round_to_nearest(weights, spec)
     x = np.zeros((2, weights.shape[1]), np.float32)
     x[1] = np.linspace(-1e6, 1e6, weights.shape[1])
-    tile, rows, tile_tokens, planes = TILES[spec.bits, "exact"]
-    got = product(tile, rows, tile_tokens, packed, planes, x)
+    got = product("exact", 2, packed, x)
     assert (got[0] == 0).all()
     expected = x[1].astype(np.float64) @ packed.dequantize().T
     np.testing.assert_allclose(got[1], expected, rtol=1e-3, atol=np.abs(expected).max() * 1e-4)
@@ -208,11 +221,8 @@ def test_a_row_of_the_embedding(spec: QuantSpec) -> None:
 
 
 def test_buffers_have_room_for_whole_tiles() -> None:
-    for rows, tokens in (
-        (matmul.DECODE_ROWS, 1),
-        (matmul.EXACT_ROWS, matmul.EXACT_TOKENS),
-        (matmul.FAST_ROWS, matmul.FAST_TOKENS),
-    ):
-        assert WIDTH_PADDING % (16 * rows) == 0
-        assert TOKEN_PADDING % tokens == 0
-        assert HEAD_TOKENS % tokens == 0
+    assert WIDTH_PADDING % 16 == 0
+    for _, width in WIDTHS:
+        assert TOKEN_PADDING % width == 0
+        assert HEAD_TOKENS % width == 0
+        assert TOKEN_BLOCK % width == 0

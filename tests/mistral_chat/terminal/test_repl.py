@@ -19,8 +19,10 @@ from mistral_chat.errors import UsageError
 from mistral_chat.settings import Paths, Settings
 from mistral_chat.talk.chat import Chat
 from mistral_chat.talk.sessions import SessionFile, read_talk
+from mistral_chat.terminal.pastes import Pastes, is_open_block, unwrap_block
+from mistral_chat.terminal.prompt import open_history
 from mistral_chat.terminal.render import Notes
-from mistral_chat.terminal.repl import Pastes, Repl, is_open_block, open_history, unwrap_block
+from mistral_chat.terminal.repl import Repl
 
 from ..conftest import FAKE_MAIN
 from ..fakes import FakeEngine

@@ -20,8 +20,8 @@ import pytest
 
 from mistral_chat import __version__
 from mistral_chat.errors import ModelMissingError
+from mistral_chat.models.choosing import Reference, chosen_files
 from mistral_chat.models.hub import RemoteFile, Repository
-from mistral_chat.models.pulling import Reference, chosen_files
 
 from ...quant.models import TINY, write_gguf, write_huggingface
 from ..conftest import Result

@@ -13,6 +13,13 @@ from .conftest import FAKE_MAIN
 
 PATIENCE_SECONDS = 30
 
+CTRL_C = "\x03"
+CTRL_D = "\x04"
+CTRL_J = "\n"
+ENTER = "\r"
+ALT_ENTER = "\x1b\r"
+PASTE = "\x1b[200~{}\x1b[201~"
+
 
 class Terminal:
     """A screen with the command on it, which answers where its cursor is, as terminals do."""

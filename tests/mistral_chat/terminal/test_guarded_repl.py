@@ -10,10 +10,8 @@ from mistral_chat.guardrail.prompt import GUARDRAIL_PROMPT
 from mistral_chat.tokenizers import tokenizer_from_gguf
 
 from ..fakes import tiny_metadata
-from ..pseudo_terminal import Terminal
-from .test_repl import ENTER, terminal, write_editor
-
-__all__ = ["terminal"]
+from ..pseudo_terminal import ENTER, Terminal
+from .conftest import write_editor
 
 
 def test_the_guardrail_is_in_the_toolbar(terminal: Callable[..., Terminal]) -> None:

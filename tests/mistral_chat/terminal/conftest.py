@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from ..pseudo_terminal import Terminal
+from ..pseudo_terminal import OpenTerminal, Terminal
 
 
 @pytest.fixture
 def terminal(
     fake_environment: Callable[..., Mapping[str, str]],
-) -> Iterator[Callable[..., Terminal]]:
+) -> Iterator[OpenTerminal]:
     """Opens the prompt with these answers waiting."""
     opened: list[Terminal] = []
 

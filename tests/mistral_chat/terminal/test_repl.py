@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import stat
 import sys
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
@@ -19,7 +20,7 @@ from mistral_chat.terminal.repl import Repl
 
 from ..conftest import FAKE_MAIN
 from ..fakes import FakeEngine
-from ..pseudo_terminal import CTRL_C, CTRL_D, ENTER, Terminal
+from ..pseudo_terminal import CTRL_C, CTRL_D, CTRL_Z, ENTER, OpenTerminal, Terminal
 
 
 @pytest.fixture
@@ -36,88 +37,81 @@ def open_repl_of(chat: Chat, paths: Paths) -> Repl:
     return Repl(loaded, lambda name: chat.engine, paths, Notes(), sys.stdout, "fake")
 
 
-def test_a_talk_and_its_end(terminal: Callable[..., Terminal], paths: Paths) -> None:
+def test_a_talk_and_its_end(terminal: OpenTerminal, paths: Paths) -> None:
     screen = terminal("first\nanswer", "second")
-    screen.send("Hello" + ENTER)
-    screen.wait_for("first answer")
-    screen.ready()
+    screen.ask("Hello", "first answer")
     screen.send(ENTER)
-    screen.send("Again" + ENTER)
-    screen.wait_for("second")
-    screen.ready()
-    screen.send(CTRL_D)
-    assert screen.ended() == 0
+    screen.ask("Again", "second")
+    screen.leave()
     assert stat.S_IMODE(paths.history_file.stat().st_mode) == 0o600
     history = paths.history_file.read_text(encoding="utf-8")
     assert "+Hello" in history
     assert "+Again" in history
 
 
-def test_ctrl_c_stops_the_answer_and_keeps_it(terminal: Callable[..., Terminal]) -> None:
-    screen = terminal("...", "second")
-    screen.send("Talk" + ENTER)
-    screen.wait(lambda lines: any(line.startswith("word word") for line in lines))
+def test_ctrl_c_stops_the_answer_and_keeps_it(terminal: OpenTerminal) -> None:
+    screen = terminal("...", "second", "...", "after")
+    screen.enter("Talk")
+    screen.see_words()
     screen.send(CTRL_C)
     screen.ready()
-    screen.send("More" + ENTER)
-    screen.wait_for("second")
-    screen.send("/undo" + ENTER)
-    screen.wait_for("Taken back: More")
-    screen.send("/undo" + ENTER)
-    screen.wait_for("Taken back: Talk")
-    screen.send("/bye" + ENTER)
+    screen.ask("More", "second")
+    screen.take_back("More", "Talk")
+    # So it does where the terminal was made narrower in the middle.
+    screen.ask("/clear", "The conversation is empty again.")
+    written = sum("word word" in line for line in screen.lines())
+    screen.enter("Talk")
+    screen.wait(lambda lines: sum("word word" in line for line in lines) > written)
+    screen.resize(50)
+    time.sleep(0.3)
+    screen.send(CTRL_C)
+    screen.ready()
+    screen.ask("More", "after")
+    screen.enter("/bye")
     assert screen.ended() == 0
 
 
-def test_slash_commands_and_two_slashes(terminal: Callable[..., Terminal]) -> None:
-    screen = terminal("one", "two")
-    screen.send("/sett" + ENTER)
-    screen.wait_for("There is no command /sett; did you mean '/set'? /help lists them.")
+def test_slash_commands_and_two_slashes(terminal: OpenTerminal) -> None:
+    screen = terminal("one", "Zm9v", "second")
+    screen.ask("/sett", "There is no command /sett; did you mean '/set'? /help lists them.")
+    screen.ask("//etc is what?", "one")
+    screen.ask("/retry", "Zm9v")
+    # Copying goes through the terminal.
+    screen.ask("/copy", "The last answer was copied.")
+    assert "\x1b]52;c;Wm05dg==" in screen.raw
+    # The path of nobody's home does not end the talk.
+    screen.enter("/file ~nosuchuser/x")
+    screen.see("~nosuchuser is none here")
     screen.ready()
-    screen.send("//etc is what?" + ENTER)
-    screen.wait_for("one")
+    screen.send("/file ~nosuchuser/\t" + CTRL_C)
     screen.ready()
-    screen.send("/retry" + ENTER)
-    screen.wait_for("two")
-    screen.ready()
-    screen.send("/und" + ENTER)
-    screen.wait_for("Taken back: /etc is what?")
+    screen.ask("two", "second")
+    screen.take_back("two")
+    screen.ask("/und", "Taken back: /etc is what?")
 
 
-def test_an_answer_of_nothing_leaves_the_talk_as_it_was(
-    terminal: Callable[..., Terminal],
-) -> None:
-    screen = terminal("first", "", "")
-    screen.send("one" + ENTER)
-    screen.wait_for("first")
-    screen.ready()
-    screen.send("two" + ENTER)
+def test_an_answer_of_nothing_leaves_the_talk_as_it_was(terminal: OpenTerminal) -> None:
+    screen = terminal("first", "", "", "word word (loop)")
+    screen.ask("one", "first")
     nothing = "Nothing was written; the conversation is as it was before."
-    screen.wait_for(nothing)
-    screen.ready()
-    screen.send("/retry" + ENTER)
-    screen.wait_for(nothing, times=2)
-    screen.ready()
-    screen.send("/undo" + ENTER)
-    screen.wait_for("Taken back: one")
+    screen.ask("two", nothing)
+    screen.ask("/retry", nothing)
+    screen.take_back("one")
+    # One that repeats itself is told, too.
+    screen.enter("one")
+    screen.see("began to repeat itself")
 
 
-def test_what_is_typed_during_an_answer_is_asked_next(terminal: Callable[..., Terminal]) -> None:
+def test_what_is_typed_during_an_answer_is_asked_next(terminal: OpenTerminal) -> None:
     screen = terminal("...", "second", "third", arguments=["--max-tokens", "60"])
-    screen.send("one" + ENTER)
-    screen.wait(lambda lines: any(line.startswith("word word") for line in lines))
+    screen.enter("one")
+    screen.see_words()
     screen.send("two" + ENTER + "thr")
     screen.wait_for("second")
     screen.wait_for("> thr")
     assert not any("word" in line and "two" in line for line in screen.lines())
-    screen.send("ee" + ENTER)
-    screen.wait_for("third")
-    screen.ready()
-    screen.send("/undo" + ENTER)
-    screen.wait_for("Taken back: three")
-    screen.ready()
-    screen.send("/undo" + ENTER)
-    screen.wait_for("Taken back: two")
+    screen.ask("ee", "third")
+    screen.take_back("three", "two")
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs a shell that has jobs")
@@ -128,47 +122,30 @@ def test_ctrl_z_suspends_and_fg_goes_on(
     shell = "import os; os.execvp('bash', ['bash', '--norc', '--noprofile', '-i'])"
     environment = fake_environment(answer, "second", PS1="$ ")
     screen = Terminal(environment, program=("-c", shell))
-    screen.send(f"{sys.executable} {' '.join(FAKE_MAIN)} --max-tokens 60" + ENTER)
+    screen.enter(f"{sys.executable} {' '.join(FAKE_MAIN)} --max-tokens 60")
     screen.ready()
     if answer == "...":
-        screen.send("one" + ENTER)
-        screen.wait(lambda lines: any(line.startswith("word word") for line in lines))
+        screen.enter("one")
+        screen.see_words()
     else:
         screen.send("draft")
         screen.wait_for("> draft")
-    screen.send("\x1a")
-    screen.wait(lambda lines: any("Stopped" in line for line in lines))
+    screen.send(CTRL_Z)
+    screen.see("Stopped")
     # The shell's terminal shows what is typed and takes Enter, whatever the talk made of it.
-    screen.send("stty -a | grep -o ' icrnl'; echo it is $((40 + 2))" + ENTER)
+    screen.enter("stty -a | grep -o ' icrnl'; echo it is $((40 + 2))")
     screen.wait_for("it is 42")
     screen.wait_for(" icrnl")
-    screen.send("fg" + ENTER)
+    screen.enter("fg")
     if answer == "...":
         screen.ready()
-        screen.send("two" + ENTER)
-        screen.wait_for("second")
+        screen.ask("two", "second")
     else:
         screen.wait(lambda lines: "$ fg" in lines and "> draft" in lines[lines.index("$ fg") :])
-        screen.send(ENTER)
-        screen.wait_for("first")
-    screen.ready()
+        screen.ask("", "first")
     screen.send(CTRL_D)
-    screen.wait(lambda lines: any("Kept as" in line for line in lines))
+    screen.see("Kept as")
     screen.process.close(force=True)
-
-
-def test_a_path_of_nobodys_home_does_not_end_the_talk(terminal: Callable[..., Terminal]) -> None:
-    screen = terminal("first", "second")
-    screen.send("one" + ENTER)
-    screen.wait_for("first")
-    screen.ready()
-    screen.send("/file ~nosuchuser/x" + ENTER)
-    screen.wait(lambda lines: any("~nosuchuser is none here" in line for line in lines))
-    screen.ready()
-    screen.send("/file ~nosuchuser/\t" + CTRL_C)
-    screen.ready()
-    screen.send("two" + ENTER)
-    screen.wait_for("second")
 
 
 @pytest.mark.parametrize(
@@ -200,9 +177,3 @@ def test_a_fault_of_the_program_loses_nothing_that_was_said(chat: Chat, paths: P
         open_repl_of(chat, paths)._loop(lambda _draft: next(lines))
     kept = read_talk(paths.sessions / "kept.jsonl")
     assert [(turn.user, turn.assistant) for turn in kept.turns] == [("one", "first")]
-
-
-def test_a_loop_is_told(terminal: Callable[..., Terminal]) -> None:
-    screen = terminal("word word (loop)")
-    screen.send("one" + ENTER)
-    screen.wait(lambda lines: any("began to repeat itself" in line for line in lines))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,56 +13,67 @@ from mistral_chat.settings import Paths
 from mistral_chat.terminal.pastes import Pastes, is_open_block, unwrap_block
 from mistral_chat.terminal.prompt import open_history
 
-from ..pseudo_terminal import ALT_ENTER, CTRL_C, CTRL_J, ENTER, PASTE, Terminal
+from ..pseudo_terminal import (
+    ALT_ENTER,
+    CTRL_C,
+    CTRL_G,
+    CTRL_J,
+    CTRL_R,
+    ENTER,
+    ESCAPE,
+    PASTE,
+    OpenTerminal,
+)
 from .conftest import write_editor
 
 
-def test_ctrl_c_clears_the_line_and_stays(terminal: Callable[..., Terminal]) -> None:
+def test_keys_that_help_to_write(terminal: OpenTerminal) -> None:
     screen = terminal("answer")
+    # Ctrl-C clears the line and stays.
     screen.send("not this")
     screen.wait_for("> not this")
     screen.send(CTRL_C)
     screen.ready()
-    screen.send("this" + ENTER)
-    screen.wait_for("answer")
-    screen.send("/bye" + ENTER)
+    screen.ask("this is a question", "answer")
+    # Tab completes commands, and what follows them.
+    screen.send("/und\t")
+    screen.wait_for("> /undo")
+    screen.send(CTRL_C)
+    screen.ready()
+    screen.send("/set on_full su\t")
+    screen.wait_for("> /set on_full summarize")
+    screen.send(CTRL_C)
+    screen.ready()
+    # Ctrl-R finds what was typed.
+    screen.send(CTRL_R + "quest")
+    screen.wait_for("> this is a question", times=2)
+    screen.send(CTRL_C)
+    screen.ready()
+    screen.enter("/bye")
     assert screen.ended() == 0
 
 
-@pytest.mark.parametrize("key", [CTRL_J, ALT_ENTER])
-def test_a_new_line_does_not_send(terminal: Callable[..., Terminal], key: str) -> None:
-    screen = terminal("answer")
-    screen.send("one" + key + "two")
-    screen.wait_for("> one")
-    screen.wait_for(". two")
-    assert "answer" not in screen.lines()
-    screen.send(ENTER)
-    screen.wait_for("answer")
-    screen.ready()
-    screen.send("/undo" + ENTER)
-    screen.wait_for("Taken back: one")
-    screen.wait_for("two")
-
-
-def test_a_paste_never_sends(terminal: Callable[..., Terminal]) -> None:
-    screen = terminal("answer")
-    screen.send(PASTE.format("one\ntwo\n"))
-    screen.wait_for(". two")
-    assert "answer" not in screen.lines()
-    screen.send(ENTER)
-    screen.wait_for("answer")
-
-
-def test_three_quotes_open_a_block(terminal: Callable[..., Terminal]) -> None:
-    screen = terminal("answer")
+def test_lines_that_are_not_sent_yet(terminal: OpenTerminal) -> None:
+    screen = terminal("first", "second", "third", "fourth")
+    for key, answer in ((CTRL_J, "first"), (ALT_ENTER, "second")):
+        screen.send(f"{answer} line{key}{answer} end")
+        screen.wait_for(f"> {answer} line")
+        screen.wait_for(f". {answer} end")
+        assert answer not in screen.lines()
+        screen.ask("", answer)
+        screen.take_back(f"{answer} line")
+        screen.wait_for(f"{answer} end")
+    # A paste never sends.
+    screen.send(PASTE.format("one\nof two\n"))
+    screen.wait_for(". of two")
+    assert "third" not in screen.lines()
+    screen.ask("", "third")
+    # Three quotes open a block, and what is in it is no command.
     screen.send('"""/one' + ENTER + "two" + ENTER)
     screen.wait_for(". two")
-    assert "answer" not in screen.lines()
-    screen.send('"""' + ENTER)
-    screen.wait_for("answer")
-    screen.ready()
-    screen.send("/undo" + ENTER)
-    screen.wait_for("Taken back: /one")
+    assert "fourth" not in screen.lines()
+    screen.ask('"""', "fourth")
+    screen.take_back("/one")
 
 
 def test_blocks_are_told_from_other_text() -> None:
@@ -74,94 +84,53 @@ def test_blocks_are_told_from_other_text() -> None:
     assert unwrap_block('a """quote"""') == 'a """quote"""'
 
 
-def test_a_paste_of_200_lines(terminal: Callable[..., Terminal]) -> None:
-    screen = terminal("answer", FAKE_CONTEXT="1000")
-    text = "\n".join(f"line {number}" for number in range(200))
-    screen.send(PASTE.format(text))
-    screen.wait(lambda lines: any("line 199" in line for line in lines))
+def test_long_pastes(terminal: OpenTerminal) -> None:
+    screen = terminal("answer", FAKE_CONTEXT="1000", MISTRAL_CHAT_ON_FULL="stop")
+    screen.send(PASTE.format("\n".join(f"line {number}" for number in range(200))))
+    screen.see("line 199")
     assert "answer" not in screen.lines()
-    screen.send(ENTER)
-    screen.wait_for("answer")
-    screen.ready()
-    screen.send("/undo" + ENTER)
+    screen.ask("", "answer")
+    screen.enter("/undo")
     screen.wait_for("line 198")
-
-
-def test_a_paste_that_is_too_long_for_a_line(terminal: Callable[..., Terminal]) -> None:
-    screen = terminal("answer", MISTRAL_CHAT_ON_FULL="stop")
+    screen.ready()
+    # One that is too long for a line has a mark there.
     screen.send("Sum up: " + PASTE.format("word " * 6000))
-    screen.wait(lambda lines: any("[paste 1: 30000 characters]" in line for line in lines))
+    screen.see("[paste 1: 30000 characters]")
     screen.send(ENTER)
-    screen.wait(lambda lines: any("6002 tokens" in line for line in lines))
+    screen.see("6002 tokens")
     # What was typed is there again, to be shortened.
     screen.wait(lambda lines: [x for x in lines if x][-2].startswith("> Sum up: [paste 1"))
 
 
-def test_an_editor_edits_the_last_question(
-    terminal: Callable[..., Terminal], tmp_path: Path
-) -> None:
-    editor = write_editor(tmp_path, 'printf "Hello again" > "$1"')
-    screen = terminal("one", "two", EDITOR=editor, VISUAL="")
-    screen.send("Hello" + ENTER)
-    screen.wait_for("one")
+def test_an_editor(terminal: OpenTerminal, tmp_path: Path) -> None:
+    editor = write_editor(tmp_path, "exit 3")
+    screen = terminal("one", "two", "three", EDITOR=editor, VISUAL="")
+    screen.ask("Hello", "one")
+    screen.enter("/edit")
+    screen.see("ended with code 3")
     screen.ready()
-    screen.send("/edit" + ENTER)
-    screen.wait_for("two")
+    Path(editor).unlink()
+    screen.enter("/edit")
+    screen.see("cannot be started")
     screen.ready()
-    screen.send("/undo" + ENTER)
-    screen.wait_for("Taken back: Hello again")
-    screen.ready()
-    screen.send("/undo" + ENTER)
-    screen.wait_for("There is nothing to take back yet.")
-
-
-@pytest.mark.parametrize(("script", "said"), [("exit 3", "ended with code 3"), (None, "started")])
-def test_an_editor_that_fails(
-    terminal: Callable[..., Terminal], tmp_path: Path, script: str | None, said: str
-) -> None:
-    editor = "/no/such/editor" if script is None else write_editor(tmp_path, script)
-    screen = terminal("one", EDITOR=editor, VISUAL="")
-    screen.send("Hello" + ENTER)
-    screen.wait_for("one")
-    screen.ready()
-    screen.send("/edit" + ENTER)
-    screen.wait(lambda lines: any(said in line for line in lines))
-    screen.ready()
-    screen.send("/undo" + ENTER)
-    screen.wait_for("Taken back: Hello")
-
-
-def test_ctrl_g_opens_the_editor_on_the_line(
-    terminal: Callable[..., Terminal], tmp_path: Path
-) -> None:
-    editor = write_editor(tmp_path, 'printf "edited" > "$1"')
-    screen = terminal("one", EDITOR=editor, VISUAL="")
-    screen.send("Hello" + "\x07")
+    screen.take_back("Hello")
+    nothing = "There is nothing to take back yet."
+    screen.ask("/undo", nothing)
+    # It edits the last question,
+    write_editor(tmp_path, 'printf "Hello again" > "$1"')
+    screen.ask("Hello", "two")
+    screen.ask("/edit", "three")
+    screen.take_back("Hello again")
+    screen.ask("/undo", nothing)
+    # and by Ctrl-G the line.
+    write_editor(tmp_path, 'printf "edited" > "$1"')
+    screen.send("Hello" + CTRL_G)
     screen.wait_for("> edited")
 
 
-def test_tab_completes(terminal: Callable[..., Terminal]) -> None:
-    screen = terminal()
-    screen.send("/und\t")
-    screen.wait_for("> /undo")
-    screen.send(CTRL_C)
-    screen.ready()
-    screen.send("/set on_full su\t")
-    screen.wait_for("> /set on_full summarize")
-
-
-def test_ctrl_r_finds_what_was_typed(terminal: Callable[..., Terminal]) -> None:
-    screen = terminal("one")
-    screen.send("A question" + ENTER)
-    screen.wait_for("one")
-    screen.ready()
-    screen.send("\x12quest")
-    screen.wait(lambda lines: lines.count("> A question") == 2)
-
-
-def test_vi_mode(terminal: Callable[..., Terminal]) -> None:
+def test_vi_mode(terminal: OpenTerminal) -> None:
     screen = terminal("one", arguments=["--vi"])
-    screen.send("hello word\x1b")
+    screen.send("hello word" + ESCAPE)
     time.sleep(1)
     screen.send("0dwi")
     screen.wait_for("> word")

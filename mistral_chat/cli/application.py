@@ -1,23 +1,20 @@
-"""The application that commands are added to, and the options they share."""
+"""The application that commands are added to, and how they tell what they found."""
 
 from __future__ import annotations
 
-import functools
-import inspect
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import typer
 
 from mistral_chat import __version__
 from mistral_chat.errors import ClosedPipeError
 from mistral_chat.printable import printable, printable_json
-from mistral_chat.settings import all_settings, check_text, setting
+from mistral_chat.settings import all_settings, check_text
 
 PROGRAM = "mistral-chat"
 DEFAULT_COMMAND = "chat"
-
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -73,6 +70,27 @@ def tell_content(text: str) -> None:
     typer.echo(printable(text) if sys.stdout.isatty() else text)
 
 
+class Told(Protocol):
+    """What a command found: for a program, and for a person."""
+
+    def to_json(self) -> str:
+        """As JSON."""
+        ...
+
+    def sentences(self) -> list[str]:
+        """What a person wants to know, a line each."""
+        ...
+
+
+def tell_result(result: Told, as_json: bool) -> None:
+    """Print what a command found, as JSON or in sentences."""
+    if as_json:
+        tell_json(result.to_json())
+        return
+    for line in result.sentences():
+        tell(line)
+
+
 app = Application(
     name=PROGRAM,
     cls=_Group,
@@ -84,60 +102,6 @@ app = Application(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def option(name: str, *more: str) -> Any:
-    """The option of a setting: its flag and help come from the table of settings."""
-    row = setting(name)
-    words = [row.help]
-    if row.choices:
-        words.append(f"One of: {', '.join(row.choices)}.")
-    if row.default is not None:
-        default = ("on" if row.default else "off") if row.kind is bool else row.default
-        words.append(f"[default: {default}]")
-    words.append(f"[env: {row.environment}]")
-    flag = f"{row.flag}/--no-{row.flag[2:]}" if row.kind is bool else row.flag
-    return typer.Option(flag, *more, help=" ".join(words), show_default=False)
-
-
-SHORT_FLAGS = {"model": "-m", "system": "-s", "temperature": "-t", "max_tokens": "-n"}
-
-
-def with_settings(command: Callable[..., int]) -> Callable[..., int]:
-    """``command`` with an option for each setting; it gets their values as ``flags``, a dict."""
-    signature = inspect.signature(command, eval_str=True)
-    rows = all_settings()
-    options = [
-        inspect.Parameter(
-            row.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[
-                row.kind | None, option(row.name, *filter(None, [SHORT_FLAGS.get(row.name)]))
-            ],
-        )
-        for row in rows
-    ]
-    own = [each for name, each in signature.parameters.items() if name != "flags"]
-
-    @functools.wraps(command)
-    def run(**arguments: Any) -> int:
-        flags = {row.name: arguments.pop(row.name) for row in rows}
-        return command(**arguments, flags=flags)
-
-    # Typer reads both.
-    run.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[*own, *options]
-    )
-    run.__annotations__ = {each.name: each.annotation for each in [*own, *options]}
-    return run
-
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing beside the result.")]
-IgnoreMemory = Annotated[
-    bool, typer.Option("--ignore-memory", help="Go on even if memory seems too short.")
-]
 
 
 def _print_version(wanted: bool) -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mistral_chat.cli.application import DEFAULT_COMMAND, PROGRAM, IgnoreMemory, app, with_settings
+from mistral_chat.cli.application import DEFAULT_COMMAND, PROGRAM, app
+from mistral_chat.cli.options import IgnoreMemory, with_settings
 from mistral_chat.errors import ExitCode, UsageError
 from mistral_chat.settings import Paths, Settings, resolve
 
@@ -22,36 +23,40 @@ if TYPE_CHECKING:
     from mistral_chat.terminal.render import Notes
 
 
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(help="The question; '-' is standard input.", show_default=False),
+]
+Files = Annotated[
+    list[Path] | None,
+    typer.Option("--file", "-f", help="Put a file before the question; may be repeated."),
+]
+GoOn = Annotated[bool, typer.Option("--continue", "-c", help="Go on with the latest session.")]
+SessionName = Annotated[
+    str | None,
+    typer.Option(help="Go on with the session of that name, or begin it.", show_default=False),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")]
+AsJsonLines = Annotated[
+    bool, typer.Option("--jsonl", help="Print a JSON object for each piece as it comes.")
+]
+NoStream = Annotated[
+    bool, typer.Option("--no-stream", help="Print the answer when it is complete.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing beside the answer.")]
+
+
 @app.command(DEFAULT_COMMAND)
-@with_settings
+@with_settings()
 def chat(
-    prompt: Annotated[
-        list[str] | None,
-        typer.Argument(help="The question; '-' is standard input.", show_default=False),
-    ] = None,
-    file: Annotated[
-        list[Path] | None,
-        typer.Option("--file", "-f", help="Put a file before the question; may be repeated."),
-    ] = None,
-    go_on: Annotated[
-        bool, typer.Option("--continue", "-c", help="Go on with the latest session.")
-    ] = False,
-    session: Annotated[
-        str | None,
-        typer.Option(help="Go on with the session of that name, or begin it.", show_default=False),
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object instead of the text.")
-    ] = False,
-    as_jsonl: Annotated[
-        bool, typer.Option("--jsonl", help="Print a JSON object for each piece as it comes.")
-    ] = False,
-    no_stream: Annotated[
-        bool, typer.Option("--no-stream", help="Print the answer when it is complete.")
-    ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Say nothing beside the answer.")
-    ] = False,
+    prompt: Words = None,
+    file: Files = None,
+    go_on: GoOn = False,
+    session: SessionName = None,
+    as_json: AsJson = False,
+    as_jsonl: AsJsonLines = False,
+    no_stream: NoStream = False,
+    quiet: Quiet = False,
     ignore_memory: IgnoreMemory = False,
     *,
     flags: dict[str, Any],

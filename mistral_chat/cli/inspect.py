@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from mistral_chat.cli.application import AsJson, app, option, tell_json
+from mistral_chat.cli.application import app, tell_json
+from mistral_chat.cli.options import AsJson, ModelArgument, option, with_settings
 from mistral_chat.errors import ExitCode, UsageError
 from mistral_chat.settings import Paths, resolve
 
 
 @app.command()
+@with_settings("model", "system_position")
 def template(
     conversation: Annotated[
         Path | None,
@@ -41,14 +43,14 @@ def template(
         ),
     ] = False,
     as_json: AsJson = False,
-    model: Annotated[str | None, option("model", "-m")] = None,
-    system_position: Annotated[str | None, option("system_position")] = None,
+    *,
+    flags: dict[str, Any],
 ) -> int:
     """Show a conversation as the token ids that a model is given."""
     paths = Paths.from_environment(os.environ)
-    if tokenizer is not None and model is not None:
+    if tokenizer is not None and flags["model"] is not None:
         raise UsageError("--tokenizer and --model exclude each other; give one of them.")
-    settings = resolve({"model": model, "system_position": system_position}, os.environ, paths)
+    settings = resolve(flags, os.environ, paths)
 
     from mistral_chat.engines.options import template_options
     from mistral_chat.messages import read_conversation
@@ -96,7 +98,7 @@ def info(
 
 @app.command("plan")
 def plan_memory(
-    model: Annotated[str, typer.Argument(help="A model's name, folder or GGUF file.")],
+    model: ModelArgument,
     context: Annotated[int | None, option("context")] = None,
     as_json: AsJson = False,
 ) -> int:

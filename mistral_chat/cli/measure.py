@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from mistral_chat.cli.application import AsJson, Quiet, app, option, tell_json
+from mistral_chat.cli.application import app, tell_json
+from mistral_chat.cli.options import AsJson, Quiet, with_settings
 from mistral_chat.errors import ExitCode
 from mistral_chat.settings import Paths, resolve, setting
 
@@ -16,6 +17,7 @@ MOST_TOKENS, MOST_ROUNDS, MOST_LAYERS = 1 << 20, 1000, 1000
 
 
 @app.command()
+@with_settings("model", "threads", "kv", "device", "gpu_layers")
 def bench(
     prefill: Annotated[
         list[int] | None,
@@ -48,16 +50,10 @@ def bench(
     symmetric: Annotated[bool, typer.Option(help="With --geometry: scales only.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
-    model: Annotated[str | None, option("model", "-m")] = None,
-    threads: Annotated[int | None, option("threads")] = None,
-    kv: Annotated[str | None, option("kv")] = None,
-    device: Annotated[str | None, option("device")] = None,
-    gpu_layers: Annotated[int | None, option("gpu_layers")] = None,
+    *,
+    flags: dict[str, Any],
 ) -> int:
     """Measure how fast a model reads and writes on this computer."""
-    flags = {
-        "model": model, "threads": threads, "kv": kv, "device": device, "gpu_layers": gpu_layers,
-    }  # fmt: skip
     paths = Paths.from_environment(os.environ)
     settings = resolve(flags, os.environ, paths)
 

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from mistral_chat.cli.application import AsJson, Quiet, app, option, tell, tell_json
+from mistral_chat.cli.application import app, tell, tell_json, tell_result
+from mistral_chat.cli.options import AsJson, NoCheck, Quiet, Threads
 from mistral_chat.errors import ExitCode, UsageError
 from mistral_chat.settings import Paths
 
@@ -57,11 +58,9 @@ def pull(
     method: Annotated[
         str, typer.Option(help="With --quantize: gptq, mse or rtn; see quantize-weights.")
     ] = "gptq",
-    no_check: Annotated[
-        bool, typer.Option("--no-check", help="Do not compare the result with its source.")
-    ] = False,
+    no_check: NoCheck = False,
     force: Annotated[bool, typer.Option("--force", help="Replace one that is here.")] = False,
-    threads: Annotated[int | None, option("threads")] = None,
+    threads: Threads = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> int:
@@ -80,11 +79,7 @@ def pull(
     with Notes(quiet).progress() as progress:
         wish = Wish(recipe, force, not no_check, threads)
         result = carry_out(name, wish, Paths.from_environment(os.environ), progress)
-    if as_json:
-        tell_json(result.to_json())
-    else:
-        for line in result.sentences():
-            tell(line)
+    tell_result(result, as_json)
     return ExitCode.DONE
 
 

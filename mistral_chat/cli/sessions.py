@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from mistral_chat.cli.application import Application, AsJson, app, tell, tell_content, tell_json
+from mistral_chat.cli.application import Application, app, tell, tell_content, tell_json
+from mistral_chat.cli.options import AsJson
 from mistral_chat.errors import ExitCode, UsageError
 from mistral_chat.settings import Paths
 

@@ -9,14 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from mistral_chat.cli.application import (
-    DEFAULT_COMMAND,
-    AsJson,
-    app,
-    tell,
-    tell_json,
-    with_settings,
-)
+from mistral_chat.cli.application import DEFAULT_COMMAND, app, tell, tell_json
+from mistral_chat.cli.options import AsJson, with_settings
 from mistral_chat.errors import ExitCode, UsageError
 from mistral_chat.printable import printable
 from mistral_chat.settings import Paths, all_settings, resolve
@@ -26,7 +20,7 @@ SESSION_ARGUMENTS = ("rename", "rm", "export")
 
 
 @app.command()
-@with_settings
+@with_settings()
 def config(as_json: AsJson = False, *, flags: dict[str, Any]) -> int:
     """Show each setting, and where its value comes from."""
     paths = Paths.from_environment(os.environ)
@@ -50,7 +44,7 @@ def config(as_json: AsJson = False, *, flags: dict[str, Any]) -> int:
 
 
 @app.command()
-@with_settings
+@with_settings()
 def doctor(as_json: AsJson = False, *, flags: dict[str, Any]) -> int:
     """Show what this computer is, what of it is used, and what is amiss."""
     from mistral_chat.doctor import examine

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
-import os
-import re
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mistral_chat.errors import ModelMissingError, UsageError
+from mistral_chat.models.choosing import GGUF, Reference, chosen_files, chosen_gguf
 from mistral_chat.models.download import Progress, check_free_space
 from mistral_chat.models.hub import cached_repository, fetch, is_offline, list_repository
 from mistral_chat.models.names import (
@@ -30,80 +26,20 @@ from mistral_chat.models.names import (
 )
 from mistral_chat.models.quantizing import Order, Quantized, quantize_weights
 from mistral_chat.models.repositories import RemoteFile, Repository
+from mistral_chat.models.workplaces import discard_unused, place_of, sweep_workplaces, workplace
 from mistral_chat.settings import Paths
 from mistral_chat.system.files import expanded
 from mistral_chat.system.private import own_file
 from mistral_chat.tokenizers import check_vocabulary
 from quant.checkpoints import open_checkpoint
-from quant.checkpoints.folders import INDEX, choose_files
+from quant.checkpoints.folders import INDEX
 from quant.checkpoints.native import WEIGHTS, NativeCheckpoint
 from quant.config import read_json
-from quant.errors import CheckpointError, ConfigError, StorageError
-from quant.files import alone_in, discard, own_folder
+from quant.errors import CheckpointError
+from quant.files import discard, own_folder
 from quant.quantizers.recipe import Recipe
 
-PULLS = "pulls"
-GGUF = ".gguf"
-MOST_NAMES = 12
-MOST_LABEL_BYTES = 230
-"""Of the name of an installed model's folder; file systems allow 255, and some get endings."""
 MOST_INDEX_BYTES = 1 << 27
-USEFUL_SECONDS = 30 * 24 * 3600
-"""What was interrupted longer ago is not going to be continued."""
-BEGINNING_SECONDS = 3600
-COMPANIONS = (
-    "generation_config.json",
-    "tekken.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer.model.v*",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-"""Small files that a model's folder may have beside its weights; patterns."""
-
-_PART = re.compile(r"-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
-
-_ADDRESS = re.compile(
-    r"(?:https?://[^/]+/|hf\.co/|huggingface\.co/)?"
-    r"(?P<repository>[\w.-]+/[\w.-]+)"
-    r"(?:/(?:resolve|blob|tree)/(?P<branch>[^/]+))?"
-    r"(?:@(?P<revision>[\w.-]+))?"
-    r"(?:[/:](?P<file>[^?:@]+))?(?:\?.*)?"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """A repository of the hub, at a revision (None: its main branch), and a GGUF file in it."""
-
-    repository: str
-    revision: str | None = None
-    file: str | None = None
-
-    @classmethod
-    def parse(cls, name: str) -> Reference | None:
-        """What a name or an address of the hub means; None where it is neither.
-
-        >>> Reference.parse("org/repo")
-        Reference(repository='org/repo', revision=None, file=None)
-        >>> Reference.parse("org/repo/folder/model.gguf").file
-        'folder/model.gguf'
-        >>> Reference.parse("hf.co/org/repo@v2:Q4_0")
-        Reference(repository='org/repo', revision='v2', file='Q4_0')
-        >>> Reference.parse("https://huggingface.co/org/repo/blob/main/m.gguf?download=true")
-        Reference(repository='org/repo', revision='main', file='m.gguf')
-        """
-        if name in HUB_MODELS:
-            return cls(HUB_MODELS[name].repository)
-        found = _ADDRESS.fullmatch(name)
-        if found is None:
-            return None
-        revision = found["branch"] or found["revision"]
-        return cls(found["repository"], revision, found["file"] or None)
 
 
 @dataclass(frozen=True)
@@ -143,7 +79,7 @@ def pull(name: str, wish: Wish, paths: Paths, progress: Progress) -> Pulled:
     way to it, IntegrityError, StorageError, and what quantizing raises.
     """
     sweep(paths)
-    _sweep_pulls(paths)
+    sweep_workplaces(paths)
     if name in EMBEDDED:
         if wish.recipe is not None:
             raise UsageError(f"{name} comes quantized; pull it without --quantize.")
@@ -169,7 +105,7 @@ def pull(name: str, wish: Wish, paths: Paths, progress: Progress) -> Pulled:
     here = _here(label, repository, file.name if file else None, wish, paths)
     if here is not None:
         return here
-    with _workplace(label, paths) as work:
+    with workplace(label, paths) as work:
         for other in work.iterdir():
             if other.name != repository.revision:
                 discard(other)
@@ -181,60 +117,6 @@ def pull(name: str, wish: Wish, paths: Paths, progress: Progress) -> Pulled:
         files = (file,) if file else chosen_files(repository, read_index)
         source = _bring(repository, files, folder, progress)
         return _settle(label, source, wish, paths, progress)
-
-
-@contextmanager
-def _workplace(label: str, paths: Paths) -> Iterator[Path]:
-    """A folder for what is fetched of a model, for nobody else.
-
-    It is gone when all went well, and stays where something in it can be continued.
-    """
-    if len(os.fsencode(folder_name(label))) > MOST_LABEL_BYTES:
-        raise UsageError(
-            f"The name {label} is too long for a folder here; fetch it by other means, and name "
-            "its path."
-        )
-    paths.data.mkdir(parents=True, exist_ok=True)
-    work = own_folder(own_folder(paths.data / PULLS) / folder_name(label), keep=False)
-    with alone_in(work):
-        try:
-            yield work
-        except (CheckpointError, ConfigError):  # it would fail again
-            discard(work)
-            raise
-        except BaseException:
-            if not _holds_files(work):
-                discard(work)
-            raise
-        discard(work)
-
-
-def _sweep_pulls(paths: Paths) -> None:
-    """Remove what was left of earlier pulls that nobody is going to continue."""
-    pulls = paths.data / PULLS
-    if not pulls.is_dir():
-        return
-    for work in own_folder(pulls).iterdir():
-        newest = max(path.lstat().st_mtime for path in (work, *work.rglob("*")))
-        # A folder without files may be that of a pull that begins at this moment.
-        useful = USEFUL_SECONDS if _holds_files(work) else BEGINNING_SECONDS
-        if time.time() - newest > useful:
-            _discard_unused(work)
-
-
-def _discard_unused(work: Path) -> None:
-    """Remove the workplace of a pull, unless a process works there."""
-    # What cannot be tidied up does no harm.
-    with suppress(OSError, StorageError):
-        if work.is_symlink() or not work.is_dir():
-            discard(work)
-            return
-        with alone_in(work):
-            discard(work)
-
-
-def _holds_files(folder: Path) -> bool:
-    return any(path.is_symlink() or not path.is_dir() for path in folder.rglob("*"))
 
 
 def _label(reference: Reference, file: str | None) -> str:
@@ -262,7 +144,7 @@ def _here(
         )
     _check_same(label, repository, file, here)
     # What a pull that was killed at its very end left is of no use any more.
-    _discard_unused(paths.data / PULLS / folder_name(label))
+    discard_unused(place_of(label, paths))
     return _result(label, here)
 
 
@@ -295,69 +177,6 @@ def _repository(reference: Reference) -> Repository:
     return repository
 
 
-def chosen_gguf(repository: Repository, file: str) -> RemoteFile:
-    """The GGUF file of that name, or the one that has it as a part of its name.
-
-    Raises ModelMissingError, which tells the GGUF files, where there is not exactly one, and
-    UsageError for a part of a file that was split.
-    """
-    ggufs = _ggufs(repository)
-    fitting = [name for name in ggufs if name == file]
-    fitting = fitting or [name for name in ggufs if file.lower() in name.lower()]
-    parts = [part for part in map(_PART.search, fitting) if part and int(part["count"]) > 1]
-    if parts and len(parts) == len(fitting):
-        raise UsageError(
-            f"{fitting[0]} of {repository.name} is part {int(parts[0]['number'])} of "
-            f"{int(parts[0]['count'])} of a GGUF file that was split, and parts are not read; "
-            "choose a file that is whole, or fetch all parts by other means and put them together "
-            "with llama-gguf-split --merge."
-        )
-    if len(fitting) != 1:
-        several = "several GGUF files" if fitting else "no GGUF file"
-        raise ModelMissingError(
-            f"{repository.name} has {several} named like {file!r}; it has {_names(ggufs)}."
-        )
-    return ggufs[fitting[0]]
-
-
-def _ggufs(repository: Repository) -> dict[str, RemoteFile]:
-    return {each.name: each for each in repository.files if each.name.endswith(GGUF)}
-
-
-def chosen_files(
-    repository: Repository, read_index: Callable[[], object]
-) -> tuple[RemoteFile, ...]:
-    """The files of a model: weights as Hugging Face or Mistral names them, and what belongs there.
-
-    ``read_index`` gives the content of the index, where there is one that counts. Raises
-    ModelMissingError, which tells the GGUF files if there is nothing else, or names the file that
-    the index names and the repository lacks; and what reading the index raises.
-    """
-    names = {each.name: each for each in repository.files if "/" not in each.name}
-    chosen = choose_files(names, read_index)
-    ggufs = _ggufs(repository)
-    if chosen is None and ggufs:
-        raise ModelMissingError(
-            f"{repository.name} holds GGUF files; name one of them, as in {repository.name}/"
-            f"{next(iter(ggufs))}: {_names(ggufs)}."
-        )
-    if chosen is None:
-        raise ModelMissingError(
-            f"{repository.name} holds no weights in safetensors or GGUF files; choose a repository "
-            "that does."
-        )
-    missing = [name for name in chosen.weights if name not in names]
-    if missing:
-        raise ModelMissingError(
-            f"The index of {repository.name} names {_names(missing)}, which is not in the "
-            "repository; choose another repository or revision."
-        )
-    wanted = [chosen.config, *([chosen.index] if chosen.index else []), *chosen.weights]
-    for pattern in COMPANIONS:
-        wanted += fnmatch.filter(names, pattern)
-    return tuple(names[name] for name in dict.fromkeys(wanted))
-
-
 def _index(repository: Repository, folder: Path, progress: Progress) -> object:
     """The content of the repository's index, which is fetched into ``folder``."""
     (file,) = (each for each in repository.files if each.name == INDEX)
@@ -369,12 +188,6 @@ def _index(repository: Repository, folder: Path, progress: Progress) -> object:
     label = f"Downloading {repository.name}"
     fetch(repository, file, folder / INDEX, lambda here: progress(label, here, file.size))
     return read_json(folder / INDEX)
-
-
-def _names(files: Sequence[str] | Mapping[str, object]) -> str:
-    shown = sorted(files)[:MOST_NAMES]
-    more = len(files) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "") if shown else "none"
 
 
 def _bring(

@@ -136,7 +136,13 @@ def quantize_weights(order: Order, progress: Progress) -> Quantized:
         requantize=order.requantize,
         rotate=order.rotate,
     )
-    seconds = finished - started
+    return _quantized(order, receipt, source_bytes, finished - started)
+
+
+def _quantized(
+    order: Order, receipt: dict[str, Any], source_bytes: int, seconds: float
+) -> Quantized:
+    """What was made, from its ``receipt``."""
     made = open_checkpoint(order.target)
     stored = tensor_names(made.config)
     size = sum(made.stored(name)[1] for name in stored)

@@ -1,26 +1,16 @@
-"""The prompt: read a line, answer it, again."""
+"""The loop at the prompt: read a line, answer it, again."""
 
 from __future__ import annotations
 
 import base64
-import os
-import shlex
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TextIO
 
-from prompt_toolkit import PromptSession
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion
-from prompt_toolkit.document import Document
-from prompt_toolkit.enums import EditingMode
 from prompt_toolkit.formatted_text import AnyFormattedText
-from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.history import History, InMemoryHistory
 from prompt_toolkit.input import Input
-from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import Output
 
 from mistral_chat.engines.events import Finished, StartsOver, TextDelta
@@ -31,158 +21,19 @@ from mistral_chat.guardrail.prompt import GUARDRAIL_PROMPT
 from mistral_chat.messages import Role
 from mistral_chat.printable import printable
 from mistral_chat.settings import OFF, Paths
-from mistral_chat.system.files import check_waits_for_nobody, without_mark
 from mistral_chat.system.interrupts import stopped_by_interrupt
 from mistral_chat.talk.chat import Chat, ChatEvent
 from mistral_chat.talk.inputs import decode_typed
-from mistral_chat.terminal.commands import Outcome, Room, completions, run
+from mistral_chat.terminal.commands import Outcome, Room, run
+from mistral_chat.terminal.editor import edit_text
 from mistral_chat.terminal.keyboard import Keyboard
+from mistral_chat.terminal.pastes import Pastes, is_open_block, unwrap_block
+from mistral_chat.terminal.prompt import open_history, open_prompt
 from mistral_chat.terminal.render import Notes, answer_writer
 from mistral_chat.terminal.template_view import TemplateView
 from quant.errors import QuantError
 
-BLOCK = '"""'
-LONGEST_SHOWN = 20_000
-"""Characters of a paste that are put into the line; a longer one stands there as a short mark."""
-
-
-def is_open_block(text: str) -> bool:
-    '''Whether a block of lines was opened and not closed yet.
-
-    >>> is_open_block('"""one'), is_open_block('"""one"""'), is_open_block("one")
-    (True, False, False)
-    '''
-    stripped = text.strip()
-    if not stripped.startswith(BLOCK):
-        return False
-    return len(stripped) < 2 * len(BLOCK) or not stripped.endswith(BLOCK)
-
-
-def unwrap_block(text: str) -> str:
-    r'''The text of a block without its marks; any other text as it is.
-
-    >>> unwrap_block('"""one\ntwo"""')
-    'one\ntwo'
-    '''
-    stripped = text.strip()
-    if stripped.startswith(BLOCK) and not is_open_block(text):
-        return stripped[len(BLOCK) : -len(BLOCK)].strip("\n")
-    return text
-
-
-class Pastes:
-    """Long pastes, which the line holds as marks: an editor of lines is no place for megabytes."""
-
-    def __init__(self) -> None:
-        self._texts: dict[str, str] = {}
-
-    def mark(self, text: str) -> str:
-        """What to put into the line for a paste."""
-        text = decode_typed(text).replace("\r\n", "\n").replace("\r", "\n")
-        if len(text) <= LONGEST_SHOWN:
-            return text
-        mark = f"[paste {len(self._texts) + 1}: {len(text)} characters]"
-        self._texts[mark] = text
-        return mark
-
-    def line(self, text: str) -> str:
-        """What one would type to ask ``text``.
-
-        >>> Pastes().line("/etc is what?")
-        '//etc is what?'
-        """
-        slash = "/" if text.startswith("/") else ""
-        return slash + self.mark(text)
-
-    def expand(self, line: str) -> str:
-        """The line with its pastes in place of their marks."""
-        for mark, text in self._texts.items():
-            line = line.replace(mark, text)
-        return line
-
-
-def key_bindings(pastes: Pastes) -> KeyBindings:
-    """Enter sends unless a block is open; Ctrl-J and Alt-Enter begin a new line; Ctrl-G edits."""
-    bindings = KeyBindings()
-
-    @bindings.add("enter")
-    def send(event: KeyPressEvent) -> None:
-        buffer = event.current_buffer
-        if is_open_block(buffer.text):
-            buffer.insert_text("\n")
-        else:
-            buffer.validate_and_handle()
-
-    @bindings.add("c-j")
-    @bindings.add("escape", "enter")
-    def new_line(event: KeyPressEvent) -> None:
-        event.current_buffer.insert_text("\n")
-
-    @bindings.add("c-g")
-    def edit(event: KeyPressEvent) -> None:
-        event.current_buffer.open_in_editor()
-
-    @bindings.add(Keys.BracketedPaste)
-    def paste(event: KeyPressEvent) -> None:
-        event.current_buffer.insert_text(pastes.mark(event.data))
-
-    return bindings
-
-
-def open_history(path: Path) -> FileHistory:
-    """The history file, made so that only its owner can read it.
-
-    Raises OSError, and UsageError for a pipe or a device, which would be waited for.
-    """
-    check_waits_for_nobody(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    os.close(os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600))
-    path.chmod(0o600)
-    return FileHistory(str(path))
-
-
-class CommandCompleter(Completer):
-    """Completes slash commands and what follows them."""
-
-    def __init__(self, room: Callable[[], Room | None]) -> None:
-        self._room = room
-
-    def get_completions(
-        self, document: Document, _complete_event: CompleteEvent
-    ) -> Iterable[Completion]:
-        """Whole lines that begin as the line does."""
-        line = document.text_before_cursor
-        room = self._room()
-        if room is None or "\n" in line:
-            return
-        for whole in completions(room, line):
-            if printable(whole) != whole:
-                continue  # a name that nobody can type
-            yield Completion(whole, start_position=-len(line), display=whole.split(" ")[-1])
-
-
-def edit_text(text: str, folder: Path) -> str:
-    """``text`` as the person's editor leaves it. Raises UsageError where the editor fails."""
-    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(suffix=".md", dir=folder)  # for its owner only
-    path = Path(name)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        try:
-            code = subprocess.run([*shlex.split(editor), name], check=False).returncode
-        except (OSError, ValueError) as error:
-            raise UsageError(
-                f"The editor {editor!r} cannot be started; set EDITOR to one that can."
-            ) from error
-        if code != 0:
-            raise UsageError(f"The editor {editor!r} ended with code {code}; nothing was changed.")
-        # A mark that an editor puts first is no part of the text; what is no text shows.
-        data = without_mark(path.read_bytes(), "What was edited")
-        return data.decode("utf-8", "replace").rstrip("\n")
-    finally:
-        path.unlink(missing_ok=True)
+__all__ = ["Pastes", "Repl", "is_open_block", "open_repl", "unwrap_block"]
 
 
 class Repl:
@@ -219,20 +70,7 @@ class Repl:
 
         Raises what loading the model raises.
         """
-        editor: PromptSession[str] = PromptSession(
-            history=history,
-            multiline=True,
-            key_bindings=key_bindings(self._pastes),
-            prompt_continuation=_continuation,
-            completer=CommandCompleter(self._present),
-            complete_while_typing=False,
-            bottom_toolbar=self._toolbar,
-            editing_mode=EditingMode.VI if vi else EditingMode.EMACS,
-            tempfile_suffix=".md",
-            enable_suspend=True,
-            input=source,
-            output=sink,
-        )
+        editor = open_prompt(history, self._pastes, self._present, self._toolbar, vi, source, sink)
 
         def loaded(future: Future[Chat]) -> None:
             # Runs in the thread that loads.
@@ -464,10 +302,6 @@ class Repl:
             self._notes.say(
                 f"Kept as {chat.store.name}{kept}; mistral-chat --continue goes on with it."
             )
-
-
-def _continuation(width: int, _line_number: int, _wraps: int) -> AnyFormattedText:
-    return "." * (width - 1) + " "
 
 
 def open_repl(repl: Repl, history: Path | None, vi: bool) -> None:

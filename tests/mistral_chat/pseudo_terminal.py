@@ -13,6 +13,18 @@ from .conftest import FAKE_MAIN
 
 PATIENCE_SECONDS = 30
 
+CTRL_C = "\x03"
+CTRL_D = "\x04"
+CTRL_J = "\n"
+ENTER = "\r"
+ALT_ENTER = "\x1b\r"
+CTRL_G = "\x07"
+CTRL_R = "\x12"
+CTRL_U = "\x15"
+CTRL_Z = "\x1a"
+ESCAPE = "\x1b"
+PASTE = "\x1b[200~{}\x1b[201~"
+
 
 class Terminal:
     """A screen with the command on it, which answers where its cursor is, as terminals do."""
@@ -38,6 +50,27 @@ class Terminal:
     def send(self, keys: str) -> None:
         """Press keys."""
         self.process.send(keys)
+
+    def enter(self, line: str) -> None:
+        """Type a line and send it."""
+        self.send(line + ENTER)
+
+    def ask(self, line: str, answer: str) -> None:
+        """Send a line; wait for one more line that is ``answer``, and for the next prompt."""
+        times = self.lines().count(answer) + 1
+        self.enter(line)
+        self.wait_for(answer, times)
+        self.ready()
+
+    def take_back(self, *questions: str) -> None:
+        """Take questions back, the latest first, and see that they are these."""
+        for question in questions:
+            self.ask("/undo", f"Taken back: {question}")
+
+    def leave(self) -> None:
+        """End the talk by Ctrl-D, and see that all is well."""
+        self.send(CTRL_D)
+        assert self.ended() == 0
 
     def resize(self, columns: int) -> None:
         """Make the terminal wider or narrower."""
@@ -84,6 +117,20 @@ class Terminal:
         """Read until a line has been there so many times."""
         return self.wait(lambda lines: lines.count(line) >= times)
 
+    def holds(self, text: str, times: int = 1) -> bool:
+        """Whether a text is there so many times, however it is broken into lines."""
+        # A line may be broken within a word, or where a blank was.
+        shown, wanted = ("".join(each.split()) for each in ("".join(self.lines()), text))
+        return shown.count(wanted) >= times
+
+    def see(self, text: str, times: int = 1) -> None:
+        """Read until a text is there so many times, however it is broken into lines."""
+        self.wait(lambda _lines: self.holds(text, times))
+
+    def see_words(self) -> None:
+        """Read until an answer that never ends has begun."""
+        self.wait(lambda lines: any(line.startswith("word word") for line in lines))
+
     def ready(self) -> None:
         """Wait until an empty prompt is the last line above the toolbar."""
         self.wait(lambda lines: [line for line in lines if line][-2:-1] == [">"])
@@ -94,3 +141,7 @@ class Terminal:
         self.raw += self.process.before or ""
         self.process.close()
         return int(self.process.exitstatus)
+
+
+OpenTerminal = Callable[..., Terminal]
+"""Opens the prompt with these answers waiting; see the fixture ``terminal``."""

@@ -23,11 +23,12 @@ from mistral_chat.guardrail.evaluation import (
     read_examples,
     shipped_examples,
 )
+from mistral_chat.guardrail.moderation import open_moderator
 from mistral_chat.guardrail.prompt import Action, Category, Taxonomy, decide, shown
 from mistral_chat.guardrail.report import evaluation_report
 from mistral_chat.guardrail.thresholds import passes, with_thresholds
 
-from .test_moderation import Model, by_word, open_moderator
+from .scripted import Model, by_word
 
 TAXONOMY = Taxonomy("test", (Category("fraud", "f"), Category("advice", "a", Action.WARN)))
 PAPER = load_taxonomy("paper")

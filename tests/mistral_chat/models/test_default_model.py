@@ -22,7 +22,7 @@ from mistral_chat.tokenizers import Tokenizer, load_tokenizer
 
 from ..conftest import Command
 from ..fakes import encode_with_controls
-from ..pseudo_terminal import Terminal
+from ..pseudo_terminal import CTRL_C, Terminal
 
 pytestmark = pytest.mark.model
 
@@ -145,34 +145,27 @@ def test_a_talk_on_a_terminal(default_model_home: Path, home: Path, tmp_path: Pa
     screen = open_terminal("--session", "france")
     # A long prompt, stopped while it is read.
     (tmp_path / "long.txt").write_text("All work and no play makes Jack a dull boy. " * 300)
-    screen.send(f"/file {tmp_path}/long.txt\r")
-    screen.wait(lambda lines: any("goes before your next message" in line for line in lines))
+    screen.enter(f"/file {tmp_path}/long.txt")
+    screen.see("goes before your next message")
     screen.ready()
-    screen.send("What is this?\r")
-    screen.wait(lambda lines: any("Reading" in line for line in lines))
-    screen.send("\x03")
+    screen.enter("What is this?")
+    screen.see("Reading")
+    screen.send(CTRL_C)
     screen.wait_for("Nothing was written; the conversation is as it was before.")
     screen.wait_for("What you attached waits for your next message; /clear drops it.")
     screen.ready()
-    screen.send("/clear\r")
-    screen.wait_for("The conversation is empty again.")
+    screen.ask("/clear", "The conversation is empty again.")
+    screen.ask(QUESTION, "The capital of France is Paris.")
+    screen.enter("/stats")
+    screen.see("context: 44 of 4096 tokens used")
     screen.ready()
-    screen.send(QUESTION + "\r")
-    screen.wait_for("The capital of France is Paris.")
-    screen.ready()
-    screen.send("/stats\r")
-    screen.wait(lambda lines: any("context: 44 of 4096 tokens used" in line for line in lines))
-    screen.ready()
-    screen.send("\x04")
-    assert screen.ended() == 0
+    screen.leave()
     assert "Kept as france, with" in screen.raw
     screen = open_terminal("--continue")
-    screen.send("And of Italy?\r")
-    screen.wait_for("The capital of Italy is Rome.")
-    screen.ready()
-    screen.send("/stats\r")
+    screen.ask("And of Italy?", "The capital of Italy is Rome.")
+    screen.enter("/stats")
     # The first turn was not read again: it came out of the file.
-    screen.wait(lambda lines: any("prompt 59 tokens (44 from the cache)" in line for line in lines))
+    screen.see("prompt 59 tokens (44 from the cache)")
     screen.process.close(force=True)
 
 

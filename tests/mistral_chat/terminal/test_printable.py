@@ -181,12 +181,7 @@ WRITES = {
     "terminal/markdown.py": {"self._stream.write"},
     "terminal/oneshot.py": {"stdout.write", "writer.write"},
     "terminal/render.py": {"self._stream.write"},
-    # The last is the editor's.
-    "terminal/repl.py": {
-        "self._stdout.write",
-        "writer.write",
-        "file.write",
-    },  # the last for the editor
+    "terminal/repl.py": {"self._stdout.write", "writer.write"},
     "system/screen.py": {"rich.console.Console"},
     "terminal/template_view.py": {"stream.write"},
 }

@@ -17,7 +17,7 @@ from mistral_chat.tokenizers.sentencepiece import SentencePieceTokenizer
 from mistral_chat.tokenizers.tekken import TekkenTokenizer
 from quant.errors import CheckpointError, QuantError
 
-from .test_odd_vocabularies import BYTE_LEVEL, TINY, changed, small_tekken
+from .odd import BYTE_LEVEL, TINY, changed, small_tekken
 
 
 @pytest.mark.parametrize(

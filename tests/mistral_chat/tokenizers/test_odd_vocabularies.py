@@ -1,8 +1,7 @@
-"""Made-up vocabularies: their ids are those of the reference, and no id or file is a traceback."""
+"""Made-up vocabularies: their ids are those of the reference."""
 
 from __future__ import annotations
 
-import base64
 import heapq
 import itertools
 import json
@@ -14,29 +13,20 @@ from typing import Any
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import Tokenizer as Library
 
-from mistral_chat.errors import UsageError
 from mistral_chat.templates.parts import Control, Part, Text, as_text, encode_parts
-from mistral_chat.tokenizers import (
-    Detokenizer,
-    Tokenizer,
-    check_vocabulary,
-    load_tokenizer,
-    tokenizer_from_gguf,
-)
+from mistral_chat.tokenizers import Detokenizer, Tokenizer, load_tokenizer, tokenizer_from_gguf
 from mistral_chat.tokenizers.config import TokenizerConfig
 from mistral_chat.tokenizers.huggingface import HuggingFaceTokenizer, byte_alphabet
-from mistral_chat.tokenizers.sentencepiece import SentencePieceTokenizer
-from mistral_chat.tokenizers.tekken import TEKKEN_PATTERN, TekkenTokenizer
-from quant.errors import CheckpointError, UnsupportedError
+from mistral_chat.tokenizers.tekken import TekkenTokenizer
+
+from .odd import BYTE_LEVEL, small_tekken
 
 LETTERS = "ab ▁é日<"
 TEXTS = st.one_of(st.text(alphabet=LETTERS + "xyz\n>0", max_size=24), st.text(max_size=12))
 WORDS = st.text(alphabet=LETTERS, min_size=1, max_size=3)
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
-BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 
 
 def spelled(text: str) -> str:
@@ -277,27 +267,6 @@ def test_a_piece_that_is_spelled_like_a_control_piece_never_gives_it(
     assert not set(tokenizer.controls.values()) & set(ids)
 
 
-def small_tekken(pieces: list[bytes] = [], **change: Any) -> dict[str, Any]:  # noqa: B006
-    tokens = [bytes([byte]) for byte in range(256)] + list(dict.fromkeys(pieces))
-    specials = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
-    return {
-        "config": {
-            "pattern": TEKKEN_PATTERN,
-            "default_vocab_size": len(tokens) + len(specials),
-            "default_num_special_tokens": len(specials),
-            "version": "v3",
-        },
-        "vocab": [
-            {"rank": rank, "token_bytes": base64.b64encode(token).decode()}
-            for rank, token in enumerate(tokens)
-        ],
-        "special_tokens": [
-            {"rank": rank, "token_str": piece} for rank, piece in enumerate(specials)
-        ],
-        **change,
-    }
-
-
 @given(
     pieces=st.lists(st.binary(min_size=2, max_size=4), max_size=8),
     texts=st.lists(TEXTS, max_size=3),
@@ -352,176 +321,3 @@ def test_every_id_is_some_text(tmp_path_factory: pytest.TempPathFactory, data: A
     for piece, token in tokenizer.controls.items():
         assert tokenizer.token_bytes(token) == b""
         assert tokenizer.show([token]) == piece
-
-
-# What a text becomes is checked at one place.
-
-
-def test_a_piece_of_text_with_the_id_of_a_control_piece_is_refused() -> None:
-    values = {
-        "added_tokens": [{"id": 1, "content": "<|end|>", "special": True}],
-        "decoder": {"type": "ByteFallback"},
-        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []},
-    }
-    with pytest.raises(UnsupportedError, match=r"the id 1 of the control token '<\|end\|>'"):
-        HuggingFaceTokenizer(values, TokenizerConfig())
-
-
-def test_a_control_id_that_a_library_gives_after_all_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    tokenizer = TekkenTokenizer(b"", small_tekken(), "tekken.json")
-    monkeypatch.setattr(tokenizer, "_cut", lambda text, first: [2])
-    with pytest.raises(UnsupportedError, match="control token 2 for plain text"):
-        tokenizer.encode("x")
-
-
-def test_half_a_character_in_a_text_is_a_sentence() -> None:
-    with pytest.raises(UsageError, match="half of a character"):
-        TekkenTokenizer(b"", small_tekken(), "tekken.json").encode("a\ud800")
-
-
-def test_a_pattern_that_tries_forever_is_a_sentence() -> None:
-    pattern = {"Regex": "(a|a|aa)+$"}
-    split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
-    values = {
-        "pre_tokenizer": split,
-        "decoder": {"type": "ByteFallback"},
-        "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
-    }
-    tokenizer = HuggingFaceTokenizer(values, TokenizerConfig())
-    with pytest.raises(CheckpointError, match="cannot cut this text"):
-        tokenizer.encode("a" * 60 + "!")
-
-
-# The number of tokens from below.
-
-
-def test_the_least_number_of_tokens() -> None:
-    tokenizer = TekkenTokenizer(b"", small_tekken([b"abcd"]), "tekken.json")
-    assert [tokenizer.least_tokens(text) for text in ("", "abcd", "abcde", "é" * 6)] == [0, 1, 2, 3]
-
-
-def test_nothing_is_said_of_texts_that_may_shrink() -> None:
-    values = small_tekken()
-    values["config"]["pattern"] = "a+"
-    assert TekkenTokenizer(b"", values, "tekken.json").least_tokens("b" * 99) == 0
-    proto = ModelProto()
-    proto.trainer_spec.byte_fallback = True
-    proto.normalizer_spec.remove_extra_whitespaces = True
-    proto.pieces.add(piece="<unk>", score=0, type=2)
-    proto.pieces.add(piece="a", score=0, type=1)
-    for byte in range(256):
-        proto.pieces.add(piece=f"<0x{byte:02X}>", score=0, type=6)
-    assert SentencePieceTokenizer(proto.SerializeToString()).least_tokens("  " * 9) == 0
-
-
-# Rows of the embedding.
-
-
-def test_rows_and_tokens() -> None:
-    values = {
-        "added_tokens": [
-            {"id": 2, "content": "<|end|>", "special": True},
-            {"id": 3, "content": "<pad>", "special": True},
-        ],
-        "decoder": {"type": "ByteFallback"},
-        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []},
-    }
-    tokenizer = HuggingFaceTokenizer(values, TokenizerConfig(eos="<|end|>", chat_template="x"))
-    for rows in (3, 4, 5, 1024):
-        check_vocabulary(tokenizer, rows)
-    for rows in (1, 2, 9000):
-        with pytest.raises(CheckpointError, match=f"4 tokens, .* {rows} rows"):
-            check_vocabulary(tokenizer, rows)
-    tokenizer = HuggingFaceTokenizer(values, TokenizerConfig(chat_template="{{ 'a<pad>' }}"))
-    with pytest.raises(CheckpointError, match="3 rows, none of them for <pad>"):
-        check_vocabulary(tokenizer, 3)
-
-
-def changed(values: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
-    copy = json.loads(json.dumps(values))
-    part = copy
-    *outer, last = path.split(".")
-    for name in outer:
-        part = part[int(name) if isinstance(part, list) else name]
-    part[int(last) if isinstance(part, list) else last] = value  # type: ignore[index]
-    return copy
-
-
-TINY: dict[str, Any] = {
-    "added_tokens": [{"id": 2, "content": "<|end|>", "special": True}],
-    "normalizer": {"type": "Prepend", "prepend": "▁"},
-    "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"},
-    "decoder": {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-    "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []},
-}
-
-
-# Which of a folder's files counts.
-
-
-def test_a_vocabulary_without_the_template_s_marks_does_not_count(tmp_path: Path) -> None:
-    metadata = {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", "a", "b"],
-        "tokenizer.ggml.scores": [0.0] * 5,
-        "tokenizer.ggml.token_type": [2, 3, 3, 1, 1],
-    }
-    tokenizer_from_gguf(metadata).save(tmp_path)
-    config = {"eos_token": "<|end|>", "chat_template": "{{ 'a<|end|>' }}"}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"writes <\|end\|>, which .*tokenizer.model does"):
-        load_tokenizer(tmp_path)
-    values = changed(TINY, "added_tokens.0.id", 5)
-    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
-    assert load_tokenizer(tmp_path).control_id("<|end|>") == 5
-    (tmp_path / "tekken.json").write_text(json.dumps(small_tekken()))
-    assert load_tokenizer(tmp_path).kind == "BPE with byte fallback"
-
-
-def test_mistral_s_own_vocabulary_counts_where_it_has_the_same_tokens(tmp_path: Path) -> None:
-    tekken = small_tekken([b"ab"])
-    letters = sorted(byte_alphabet(), key=byte_alphabet().__getitem__)
-    specials = [each["token_str"] for each in tekken["special_tokens"]]
-    values = {
-        "added_tokens": [
-            {"id": token, "content": piece, "special": True} for token, piece in enumerate(specials)
-        ],
-        "pre_tokenizer": {**BYTE_LEVEL, "use_regex": True},
-        "decoder": BYTE_LEVEL,
-        "model": {
-            "type": "BPE",
-            "vocab": {piece: token for token, piece in enumerate([*specials, *letters, "ab"])},
-            "merges": ["a b"],
-        },
-    }
-    config = {"eos_token": "</s>", "chat_template": "[INST]"}
-    (tmp_path / "tekken.json").write_text(json.dumps(tekken))
-    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    assert load_tokenizer(tmp_path).kind == "Tekken"
-    (tmp_path / "tekken.json").write_text(json.dumps(small_tekken([b"ba"])))
-    assert load_tokenizer(tmp_path).kind == "byte-level BPE"
-    config["chat_template"] = "[/INST]"
-    tekken["special_tokens"][4]["token_str"] = "[END]"
-    (tmp_path / "tekken.json").write_text(json.dumps(tekken))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    assert load_tokenizer(tmp_path).kind == "byte-level BPE"
-    (tmp_path / "tokenizer_config.json").unlink()
-    assert load_tokenizer(tmp_path).kind == "Tekken"
-
-
-def test_a_reserved_piece_has_the_name_that_the_configuration_gives_it(tmp_path: Path) -> None:
-    metadata = {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", "a", "[control_1]", "b"],
-        "tokenizer.ggml.scores": [0.0] * 6,
-        "tokenizer.ggml.token_type": [2, 3, 3, 1, 3, 1],
-    }
-    tokenizer_from_gguf(metadata).save(tmp_path)
-    decoder = {"4": {"content": "<|end|>", "special": True}}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
-    tokenizer = load_tokenizer(tmp_path)
-    assert (tokenizer.control_id("<|end|>"), tokenizer.control_id("[control_1]")) == (4, None)
-    assert tokenizer.show([4]) == "<|end|>"

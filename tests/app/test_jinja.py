@@ -153,13 +153,19 @@ def test_no_text_gives_a_control_id_in_zephyr_or_chatml(typed: list[str], neutra
             assert segment.control or controls.isdisjoint(segment.ids)
 
 
-def test_chatml_that_does_something_else_is_run_itself() -> None:
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_chatml_that_trims_anybody_s_text_is_run_itself(place: int) -> None:
+    messages = [Message(Role.SYSTEM, " s "), *say(" u ", " a ", " v ")]
+    role = messages[place].role.value
     source = (
-        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content | trim }}"
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
+        f"{{{{ m.content | trim if m.role == '{role}' else m.content }}}}"
         "{{ '<|im_end|>\\n' }}{% endfor %}{{ '<|im_start|>assistant\\n' }}"
     )
-    assert shown(jinja(source), say(" a ")) == (
-        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+    turns = [(m.role.value, m.text.strip() if m.role.value == role else m.text) for m in messages]
+    assert shown(jinja(source), messages) == (
+        "".join(f"<|im_start|>{who}\n{text}<|im_end|>\n" for who, text in turns)
+        + "<|im_start|>assistant\n"
     )
 
 

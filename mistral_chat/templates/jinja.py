@@ -79,7 +79,7 @@ class JinjaTemplate(ChatTemplate):
     def __init__(self, tokenizer: Tokenizer, source: str, markers: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer
         self._markers = markers
-        self._tree = _parsed(source)
+        self._tree = _parsed(source.removeprefix("\ufeff"))  # a byte-order mark is no text
         literal = _literal_text(self._tree)
         self.judges = all(answer.search(literal) for answer in _ANSWERS)
         self._pieces = re.compile(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -212,7 +213,7 @@ def _same_tokens(chosen: Tokenizer, other: Tokenizer) -> bool:
 def _load(path: Path, folder: Path) -> Tokenizer:
     config = read_config(folder)
     try:
-        data = path.read_bytes()
+        data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
         values = json.loads(data) if data[:4096].lstrip().startswith(b"{") else None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error

@@ -191,8 +191,10 @@ def _chat_template(folder: Path, values: Mapping[str, Any]) -> str | None:
     if file.exists():
         try:
             return file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{file} cannot be read: {error}.") from error
+        except OSError as error:
+            raise CheckpointError(f"{file} cannot be read: {error.strerror}.") from error
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{file} is no text in UTF-8; fetch it again.") from error
     template = _object(folder / "chat_template.json").values.get("chat_template")
     template = values.get("chat_template") if template is None else template
     if isinstance(template, list):

@@ -60,6 +60,16 @@ def test_the_file_s_own_text_decides() -> None:
     )
 
 
+@pytest.mark.parametrize("source", [HEADERS, CHAT_TEMPLATE, ZEPHYR])
+def test_a_byte_order_mark_is_no_part_of_a_template(source: str) -> None:
+    one, other = (
+        template_for(tokenizer_from_gguf(zephyr_metadata(each)))
+        for each in (source, "\ufeff" + source)
+    )
+    assert one.name == other.name
+    assert one.encode(say("a")) == other.encode(say("a"))
+
+
 def test_who_wrote_what_is_known() -> None:
     segments = jinja(HEADERS).segments([Message(Role.SYSTEM, "Be brief"), *say("Hello")])
     assert [(s.control, s.role) for s in segments][-6:] == [

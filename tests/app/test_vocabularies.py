@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import json
 from collections.abc import Callable
 from functools import cache
@@ -301,6 +302,35 @@ def test_a_llama_like_tokenizer_json(tmp_path: Path) -> None:
     assert 2 not in tokenizer.encode("a</s>")
     assert tokenizer.encode("the", first=False) != tokenizer.encode("the")
     assert decoded(tokenizer, tokenizer.encode("the", first=False)) == "the"
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tekken.json", "tokenizer_config.json"])
+def test_a_byte_order_mark_is_no_part_of_a_vocabulary(tmp_path: Path, name: str) -> None:
+    if name == "tekken.json":
+        (tmp_path / name).write_bytes((DATA / TEKKEN).read_bytes())
+    else:
+        write_folder(tmp_path, llama_like_json(), {"bos_token": "<s>", "chat_template": "Hi"})
+    plain = load_tokenizer(tmp_path)
+    (tmp_path / name).write_bytes(codecs.BOM_UTF8 + (tmp_path / name).read_bytes())
+    marked = load_tokenizer(tmp_path)
+    assert (marked.kind, marked.bos_id) == (plain.kind, plain.bos_id)
+    assert marked.chat_template == plain.chat_template
+    assert marked.encode("Hello there") == plain.encode("Hello there")
+
+
+@pytest.mark.parametrize(
+    ("put", "said"),
+    [
+        (lambda path: path.mkdir(), r"chat_template.jinja cannot be read: Is a directory\.$"),
+        (lambda path: path.write_bytes(b"caf\xe9"), "is no text in UTF-8; fetch it again"),
+    ],
+)
+def test_a_chat_template_that_cannot_be_read(
+    tmp_path: Path, put: Callable[[Path], object], said: str
+) -> None:
+    put(tmp_path / "chat_template.jinja")
+    with pytest.raises(CheckpointError, match=said):
+        write_folder(tmp_path, llama_like_json())
 
 
 def test_metaspace_before_the_first_text_only(tmp_path: Path) -> None:

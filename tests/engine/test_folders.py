@@ -396,6 +396,15 @@ def test_headers_that_lie(tmp_path: Path) -> None:
             quant.load(folder)
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_a_byte_order_mark_is_no_part_of_a_json_file(tmp_path: Path, name: str) -> None:
+    write_huggingface(tmp_path / "m", shards=2)
+    plain = open_checkpoint(tmp_path / "m").config
+    file = tmp_path / "m" / name
+    file.write_text("\ufeff" + file.read_text())
+    assert open_checkpoint(tmp_path / "m").config == plain
+
+
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
 @pytest.mark.parametrize("content", ["", "[]", "{", "\xff", "[" * 100_000])
 def test_a_json_file_that_is_none(tmp_path: Path, name: str, content: str) -> None:

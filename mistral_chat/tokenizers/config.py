@@ -143,7 +143,12 @@ def read_config(folder: Path) -> TokenizerConfig:
         if not is_text(piece):
             beside.fail(repr(piece), "a text")
         added.setdefault(piece, beside.whole(piece))
-    both = Record({**marks.values, **_present(config.values)}, config.place)
+    # As for transformers: the map counts for files older than those that list added tokens.
+    records = (marks, config) if decoder.values else (config, marks)
+    both = Record(
+        {name: value for each in records for name, value in _present(each.values).items()},
+        config.place,
+    )
     named: dict[str, str | list[str]] = {
         name: piece
         for name in (f"{short}_token" for short in _GGUF_NAMES)

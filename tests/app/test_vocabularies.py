@@ -390,6 +390,16 @@ def test_special_tokens_are_kept_by_their_names(tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path / "copy").special_tokens == named
 
 
+@pytest.mark.parametrize(("listed", "right"), [(False, 2), (True, 1)])
+def test_which_of_two_ends_of_text_counts(tmp_path: Path, listed: bool, right: int) -> None:
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": "</s>", "bos_token": null}')
+    config: dict[str, Any] = {"eos_token": "<s>", "bos_token": "<s>"}
+    if listed:
+        config["added_tokens_decoder"] = {"1": {"content": "<s>", "special": True}}
+    tokenizer = write_folder(tmp_path, llama_like_json(), config)
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (1, right)
+
+
 def test_a_list_of_chat_templates(tmp_path: Path) -> None:
     templates = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": "y"}]
     tokenizer = write_folder(tmp_path, llama_like_json(), {"chat_template": templates})

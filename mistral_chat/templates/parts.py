@@ -122,14 +122,19 @@ def encode_parts(
 def _beside(
     tokenizer: Tokenizer, part: Text, before: Sequence[Part], after: Sequence[Part]
 ) -> Text:
-    """The text without the white space that the control pieces beside it swallow."""
+    """The text without the white space that the control pieces beside it swallow.
+
+    White space that is a token of its own, which is looked for as control pieces are, stays.
+    """
     begin, end = 0, len(part.text)
     for each in before:
         if isinstance(each, Control) and tokenizer.swallows(each.piece)[1]:
-            begin = len(part.text) - len(part.text.lstrip(_WHITE_SPACE))
+            begin = end - len(part.text.lstrip(_WHITE_SPACE))
+            begin = min([begin, *(start for start, _ in tokenizer.found(part.text))])
     for each in after:
         if isinstance(each, Control) and tokenizer.swallows(each.piece)[0]:
             end = max(begin, len(part.text.rstrip(_WHITE_SPACE)))
+            end = max([end, *(stop for _, stop in tokenizer.found(part.text))])
     if end - begin == len(part.text):
         return part
     moved = [min(max(place, begin), end) - begin for place in (part.start, *part.breaks)]

@@ -89,6 +89,9 @@ class Tokenizer(Protocol):
     def swallows(self, piece: str) -> tuple[bool, bool]:
         """Whether a control piece takes in the white space before it, and that after it."""
 
+    def found(self, text: str) -> list[tuple[int, int]]:
+        """Where a text spells tokens that are looked for before it is cut: beginnings and ends."""
+
     def token_bytes(self, token: int) -> bytes:
         """The bytes a token adds to a text: none for a control id.
 

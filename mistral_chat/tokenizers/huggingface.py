@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -204,6 +205,10 @@ class HuggingFaceTokenizer(Vocabulary):
         """Whether a control piece takes in the white space before it, and that after it."""
         return self._swallowing.get(piece, (False, False))
 
+    def found(self, text: str) -> list[tuple[int, int]]:
+        """Where a text spells added tokens, other than those looked for in the normalized text."""
+        return [match.span() for match in self._texts_added.finditer(text)]
+
     def token_bytes(self, token: int) -> bytes:
         """The bytes of a token; none for a control id, and for one the vocabulary does not have.
 
@@ -257,6 +262,18 @@ class HuggingFaceTokenizer(Vocabulary):
     def _inside(self) -> Library:
         """The same vocabulary without the space before a text."""
         return build(self._description, self._marks, prefix=False)[0]
+
+    @cached_property
+    def _texts_added(self) -> re.Pattern[str]:
+        """Added tokens that are text, as they stand in one: of several, the longest."""
+        alone = {True: (r"(?<!\w)", r"(?!\w)"), False: ("", "")}
+        spelt = {
+            each.piece: re.escape(each.piece).join(alone[each.flags["single_word"]])
+            for each in self._description.added
+            if each.piece and not each.flags["normalized"] and each.token not in self._names
+        }
+        longest = sorted(spelt, key=lambda piece: len(piece.encode()), reverse=True)
+        return re.compile("|".join(spelt[piece] for piece in longest) or r"(?!)")
 
     @cached_property
     def _alphabet(self) -> dict[str, int]:

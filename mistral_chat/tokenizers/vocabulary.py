@@ -66,6 +66,10 @@ class Vocabulary(ABC):
         """Whether a control piece takes in the white space before it, and that after it."""
         return False, False
 
+    def found(self, text: str) -> list[tuple[int, int]]:  # noqa: ARG002 - most look for nothing
+        """Where a text spells tokens that are looked for before it is cut."""
+        return []
+
     def least_tokens(self, text: str) -> int:
         """A number of tokens that ``text`` has at least, told without cutting it.
 

@@ -151,6 +151,30 @@ def test_white_space_beside_a_mark_is_swallowed_as_by_the_library(
     assert ids == reference_ids(values, as_text(parts))
 
 
+@pytest.mark.parametrize("text", [" \n x", "x \n ", " \n ", "\n\n", " a", " ab", "b a "])
+@pytest.mark.parametrize("alone", [False, True])
+def test_white_space_that_is_a_token_is_not_swallowed(text: str, alone: bool) -> None:
+    values: dict[str, Any] = {
+        "added_tokens": [
+            {"id": 3 + place, "content": content, "special": content == "<|end|>", **flags}
+            for place, content in enumerate(["\n", " a", "<|end|>"])
+            for flags in [dict.fromkeys(FLAGS, False) | {"single_word": alone and content == " a"}]
+        ],
+        "normalizer": None,
+        "pre_tokenizer": None,
+        "decoder": {"type": "ByteFallback"},
+        "model": {
+            "type": "BPE", "vocab": {"a": 0, "b": 1, " ": 2}, "merges": [], "unk_token": None
+        },
+    }  # fmt: skip
+    values["added_tokens"][-1] |= {"lstrip": True, "rstrip": True}
+    tokenizer = HuggingFaceTokenizer(values, TokenizerConfig())
+    for parts in ([Control("<|end|>"), Text(text, None)], [Text(text, None), Control("<|end|>")]):
+        segments = encode_parts(tokenizer, parts)
+        ids = [token for segment in segments for token in segment.ids]
+        assert ids == reference_ids(values, as_text(parts))
+
+
 def llama_ids(metadata: dict[str, Any], text: str) -> list[int]:
     """The rules of llama.cpp's SPM tokenizer, on metadata whose control pieces no text spells."""
     pieces = metadata["tokenizer.ggml.tokens"]

@@ -6,6 +6,7 @@ import base64
 import heapq
 import itertools
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,15 @@ def descriptions(draw: st.DrawFn) -> dict[str, Any]:
     contents = ["<unk>"] if unknown == "<unk>" else []
     contents += [*draw(st.lists(WORDS, max_size=3, unique=True)), "<|end|>"]
     added, free = [], len(vocab)
+    alike = set()
     for content in dict.fromkeys(contents):
         token = vocab.get(content, free)
         free += token == free
         flags = {name: draw(st.booleans()) for name in FLAGS}
+        # Of two that are normalized to one text the library takes either, by chance.
+        normal = unicodedata.normalize("NFKC", content).replace(" ", "▁")
+        flags["normalized"] &= normal not in alike
+        alike.add(normal)
         special = content in ("<unk>", "<|end|>")
         added.append({"id": token, "content": content, "special": special, **flags})
     normalizers = [

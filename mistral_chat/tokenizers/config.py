@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ CONFIG_FILE = "tokenizer_config.json"
 _GGUF_NAMES = {
     "unk": "unknown", "sep": "seperator", "pad": "padding", "cls": "cls", "mask": "mask",
 }  # fmt: skip
+
+_MARK = re.compile(r"<\|[^<>|\s]+\|>|<(?:start|end)_of_turn>|</?s>")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,13 @@ class TokenizerConfig:
         """Whether the chat template spells a piece that is more than white space or a character."""
         template = self.chat_template or ""
         return len(piece) > 1 and not piece.isspace() and piece in template
+
+    def spells_mark(self, piece: str) -> bool:
+        """Whether a piece is a mark by its spelling, and declared so or written by the template.
+
+        Some GGUF files have such a piece among the ordinary ones, and llama.cpp corrects that, too.
+        """
+        return _MARK.fullmatch(piece) is not None and self.names(piece)
 
     def save(self, folder: Path) -> None:
         """Write ``tokenizer_config.json`` in Hugging Face's names."""

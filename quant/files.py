@@ -46,12 +46,26 @@ def open_file(path: Path) -> BinaryIO:
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
     descriptor = os.open(path, flags)
     mode = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(mode):
+    if stat.S_ISREG(mode) and not is_waited_for(descriptor):
         return os.fdopen(descriptor, "rb")
     os.close(descriptor)
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
     raise OSError(errno.EINVAL, "it is not an ordinary file", str(path))
+
+
+def is_waited_for(descriptor: int) -> bool:
+    """Whether an open file, which is one by its kind, is a queue of the system's and empty now.
+
+    The kernel's log and its like are such; of a file on a disk no reader ever waits.
+    """
+    try:
+        os.pread(descriptor, 1, 0)
+    except BlockingIOError:
+        return True
+    except OSError:  # reading it tells
+        return False
+    return False
 
 
 def read_file(path: Path, most: int) -> bytes:

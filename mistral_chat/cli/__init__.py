@@ -95,6 +95,31 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+class _Notes(io.TextIOWrapper):
+    """Standard error, of which nothing is left once it cannot be written to.
+
+    What is said beside an answer is no reason to lose it, nor to call a whole one a failure.
+    """
+
+    def write(self, text: str) -> int:
+        """Write a text, or lose it."""
+        try:
+            return super().write(text)
+        except OSError:
+            self._lose()
+            return len(text)
+
+    def flush(self) -> None:
+        """Write what is kept, or lose it."""
+        try:
+            super().flush()
+        except OSError:
+            self._lose()
+
+    def _lose(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+
+
 class _Printable(logging.Formatter):
     """Logs are read on a terminal, too, and quote what went wrong with a file."""
 
@@ -104,10 +129,14 @@ class _Printable(logging.Formatter):
 
 def main() -> None:
     """The entry point: run the command line of this process and exit with its code."""
+    # A character that the terminal's encoding lacks becomes a question mark, not an error.
     for stream in (sys.stdout, sys.stderr):
-        # A character that the terminal's encoding lacks becomes a question mark, not an error.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    own = sys.__stderr__
+    if isinstance(own, io.TextIOWrapper) and sys.stderr is own:
+        encoding = own.encoding
+        sys.stderr = _Notes(own.detach(), encoding, errors="replace", line_buffering=True)
     logs = logging.StreamHandler()
     logs.setFormatter(_Printable())
     logging.getLogger().addHandler(logs)

@@ -20,7 +20,7 @@ from quant import files
 from quant.checkpoints.folders import GENERATION_CONFIG
 from quant.checkpoints.native import WEIGHTS
 from quant.config import read_json
-from quant.errors import SamplingError
+from quant.errors import CheckpointError, SamplingError
 from quant.files import discard
 
 CONFIG_FILE, PARAMS = "config.json", "params.json"
@@ -365,7 +365,11 @@ def open_tokenizer(path: Path) -> Tokenizer:
     """
     check_waits_for_nobody(path)
     if path.is_file():
-        with path.open("rb") as file:
-            if file.read(4) == GGUF_MAGIC:
-                return tokenizer_from_gguf(quant.read_gguf_metadata(path))
+        try:
+            with files.open_file(path) as file:
+                magic = file.read(4)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+        if magic == GGUF_MAGIC:
+            return tokenizer_from_gguf(quant.read_gguf_metadata(path))
     return load_tokenizer(path)

@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from mistral_chat.errors import UsageError
 from quant.errors import QuantError
+from quant.files import is_waited_for
 
 MOST_BYTES = 1 << 28
 """What is read of one file at most: more is a mistake, and would fill the memory."""
@@ -91,6 +92,10 @@ def _first_bytes(file: Path, descriptor: int) -> bytes:
             return first
         if not first and not is_input:
             raise UsageError(f"Nobody writes into the pipe {file}; name a file.")
+    elif stat.S_ISREG(what.st_mode):
+        if is_waited_for(descriptor):
+            raise UsageError(f"Nobody writes into {file} at this moment; name a file.")
+        return first
     elif not (stat.S_ISREG(what.st_mode) or stat.S_ISDIR(what.st_mode) or is_input or is_empty):
         raise UsageError(f"{file} is a device, not a file; name a file.")
     os.set_blocking(descriptor, True)

@@ -90,13 +90,15 @@ _SYSTEM = Message(Role.SYSTEM, "Be brief")
 _QUESTION = Message(Role.USER, "Hello")
 _ANSWER = Message(Role.ASSISTANT, " Hi ")
 _THOUGHT = Message(Role.ASSISTANT, "<think>\nSo\n</think>\n\nHi")
+_SPACED = tuple(Message(role, " Hello\n") for role in (Role.SYSTEM, Role.USER))
 _PROBES = (
     (_QUESTION,),
     (_SYSTEM, _QUESTION),
+    _SPACED,
     (_QUESTION, _ANSWER, _QUESTION),
     (_QUESTION, _THOUGHT, _QUESTION),
 )
-"""Conversations by which templates are compared; the spaces tell one that trims."""
+"""Conversations by which templates are compared; the spaces tell one that trims anybody's text."""
 
 _Parts = Callable[[Sequence[Message]], list[Part]]
 

@@ -52,11 +52,14 @@ _ANSWERS = tuple(re.compile(f"[\"'`‘“]{word}[\"'`’”]") for word in ("saf
 
 _LONGEST_REASON = 300
 
-_PROBE = (
-    Message(Role.USER, "Hello"),
-    Message(Role.ASSISTANT, "Hi"),
-    Message(Role.USER, "Hello"),
+_SYSTEM, _QUESTION = Message(Role.SYSTEM, "Be brief"), Message(Role.USER, "Hello")
+_PROBES = tuple(
+    (*system, *talk)
+    for talk in ((_QUESTION, Message(Role.ASSISTANT, "Hi"), _QUESTION), (_QUESTION,))
+    for system in ((), (_SYSTEM,))
 )
+"""Conversations that tell how a template ends an answer; some demand a system prompt, and what
+takes a single question ends an answer as it ends that."""
 
 
 class _EndlessError(CheckpointError):
@@ -76,7 +79,7 @@ class JinjaTemplate(ChatTemplate):
     def __init__(self, tokenizer: Tokenizer, source: str, markers: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer
         self._markers = markers
-        self._tree = _parsed(source)
+        self._tree = _parsed(source.removeprefix("\ufeff"))  # a byte-order mark is no text
         literal = _literal_text(self._tree)
         self.judges = all(answer.search(literal) for answer in _ANSWERS)
         self._pieces = re.compile(
@@ -112,7 +115,7 @@ class JinjaTemplate(ChatTemplate):
 
     def writes_system(self) -> bool:
         """Whether the template writes a system message by itself."""
-        messages = [Message(Role.SYSTEM, "Be brief"), _PROBE[0]]
+        messages = [_SYSTEM, _QUESTION]
         try:
             return len(self._written(messages)[1].texts) == len(messages)
         except (UsageError, CheckpointError):
@@ -170,17 +173,20 @@ class JinjaTemplate(ChatTemplate):
 
     def _ends(self) -> list[int]:
         """The control id that follows an answer, after white space at most, where one does."""
-        try:
-            written, ledger = self._written(_PROBE)
-        except _EndlessError:
-            raise
-        except (UsageError, CheckpointError):  # told where a real conversation has it, too
-            return []
-        place = next(place for place, each in enumerate(_PROBE) if each.role is Role.ASSISTANT)
-        after = written[end_of(written, ledger, place) :].strip(right=False)
-        own, run = next(iter(after.runs()), (False, after))
-        match = self._pieces.match(run.text) if own else None
-        return [] if match is None else [self._tokenizer.controls[match.group()]]
+        for probe in _PROBES:
+            try:
+                written, ledger = self._written(probe)
+            except _EndlessError:
+                raise
+            except (UsageError, CheckpointError):  # told where a real conversation has it, too
+                continue
+            roles = [message.role for message in ledger.messages]
+            ending = Role.ASSISTANT if Role.ASSISTANT in roles else Role.USER
+            after = written[end_of(written, ledger, roles.index(ending)) :].strip(right=False)
+            own, run = next(iter(after.runs()), (False, after))
+            match = self._pieces.match(run.text) if own else None
+            return [] if match is None else [self._tokenizer.controls[match.group()]]
+        return []
 
     def _render(self, messages: Sequence[Message], ledger: Ledger, in_parts: bool) -> Owned:
         said: list[object] = list(ledger.texts)

@@ -21,7 +21,7 @@ _THOUGHT = re.compile(r"(?:</|\[/|<\|/)[\w:|]*think\w*\|?[>\]]", re.IGNORECASE)
 
 
 class Ledger:
-    """The texts of a conversation with their owners, and what has become of them.
+    """The texts of ``messages`` with their owners, and what has become of them.
 
     Raises UsageError for more messages than there are owners.
     """
@@ -32,7 +32,7 @@ class Ledger:
                 f"The conversation has {len(messages)} messages; a chat template is given "
                 f"{MOST_MESSAGES} at most."
             )
-        self._messages = messages
+        self.messages = messages
         self.texts = [self._text(place, each.text) for place, each in enumerate(messages)]
 
     def place(self, owner: str) -> int | None:
@@ -43,7 +43,7 @@ class Ledger:
         """Whose the last of the letters is that are not the template's own."""
         said = written.owners.rstrip(TEMPLATE)
         place = self.place(said[-1]) if said else None
-        return None if place is None else self._messages[place].role
+        return None if place is None else self.messages[place].role
 
     def left_out(self, written: Owned) -> int | None:
         """The first message of which not all is in what was written; None where all is.
@@ -58,11 +58,11 @@ class Ledger:
         parts: dict[int | None, list[Owned]] = {}
         for place, run in runs:
             parts.setdefault(place, []).append(run)
-        last = len(self._messages) - 1
+        last = len(self.messages) - 1
         for place, text in enumerate(self.texts):
             there = EMPTY.join(parts.get(place, ()))
             thoughts = [match.end() for match in _THOUGHT.finditer(text.text)]
-            earlier = self._messages[place].role is Role.ASSISTANT and place < last
+            earlier = self.messages[place].role is Role.ASSISTANT and place < last
             ways = [text, text[thoughts[-1] :]] if thoughts and earlier else [text]
             if any(_holds(there, said) for said in ways):
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 from mistral_chat.tokenizers.config import CONFIG_FILE, TokenizerConfig, read_config
 from mistral_chat.tokenizers.detokenizer import Detokenizer
 from quant.errors import CheckpointError, UnsupportedError
+from quant.files import open_file
 
 __all__ = [
     "Detokenizer",
@@ -212,7 +214,8 @@ def _same_tokens(chosen: Tokenizer, other: Tokenizer) -> bool:
 def _load(path: Path, folder: Path) -> Tokenizer:
     config = read_config(folder)
     try:
-        data = path.read_bytes()
+        with open_file(path) as file:
+            data = file.read().removeprefix(codecs.BOM_UTF8)
         values = json.loads(data) if data[:4096].lstrip().startswith(b"{") else None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ CONFIG_FILE = "tokenizer_config.json"
 _GGUF_NAMES = {
     "unk": "unknown", "sep": "seperator", "pad": "padding", "cls": "cls", "mask": "mask",
 }  # fmt: skip
+
+_MARK = re.compile(r"<\|[^<>|\s]+\|>|<(?:start|end)_of_turn>|</?s>")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,13 @@ class TokenizerConfig:
         """Whether the chat template spells a piece that is more than white space or a character."""
         template = self.chat_template or ""
         return len(piece) > 1 and not piece.isspace() and piece in template
+
+    def spells_mark(self, piece: str) -> bool:
+        """Whether a piece is a mark by its spelling, and declared so or written by the template.
+
+        Some GGUF files have such a piece among the ordinary ones, and llama.cpp corrects that, too.
+        """
+        return _MARK.fullmatch(piece) is not None and self.names(piece)
 
     def save(self, folder: Path) -> None:
         """Write ``tokenizer_config.json`` in Hugging Face's names."""
@@ -143,7 +153,12 @@ def read_config(folder: Path) -> TokenizerConfig:
         if not is_text(piece):
             beside.fail(repr(piece), "a text")
         added.setdefault(piece, beside.whole(piece))
-    both = Record({**marks.values, **_present(config.values)}, config.place)
+    # As for transformers: the map counts for files older than those that list added tokens.
+    records = (marks, config) if decoder.values else (config, marks)
+    both = Record(
+        {name: value for each in records for name, value in _present(each.values).items()},
+        config.place,
+    )
     named: dict[str, str | list[str]] = {
         name: piece
         for name in (f"{short}_token" for short in _GGUF_NAMES)
@@ -191,8 +206,10 @@ def _chat_template(folder: Path, values: Mapping[str, Any]) -> str | None:
     if file.exists():
         try:
             return file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{file} cannot be read: {error}.") from error
+        except OSError as error:
+            raise CheckpointError(f"{file} cannot be read: {error.strerror}.") from error
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{file} is no text in UTF-8; fetch it again.") from error
     template = _object(folder / "chat_template.json").values.get("chat_template")
     template = values.get("chat_template") if template is None else template
     if isinstance(template, list):

@@ -127,14 +127,14 @@ class HuggingFaceTokenizer(Vocabulary):
             {
                 "id": token,
                 "content": piece,
-                "special": types[token] == _CONTROL,
+                "special": types[token] != _USER_DEFINED,
                 "single_word": False,
                 "lstrip": False,
                 "rstrip": False,
                 "normalized": False,
             }
             for token, piece in enumerate(pieces)
-            if types[token] in (_CONTROL, _USER_DEFINED)
+            if types[token] in (_CONTROL, _USER_DEFINED) or config.spells_mark(piece)
         ]
         values = {
             "version": "1.0",

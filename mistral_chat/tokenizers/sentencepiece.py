@@ -251,8 +251,11 @@ def _controls(proto: Any, config: TokenizerConfig) -> dict[str, int]:
     A piece that ``config`` gives another name has that name: fine-tuning renames reserved ones.
     """
     known = {}
+    by_gguf = proto.normalizer_spec.name == _GGUF_RULES
     for token, piece in enumerate(proto.pieces):
         if piece.type == _PIECE.USER_DEFINED and config.names(piece.piece):
+            piece.type = _PIECE.CONTROL
+        if by_gguf and piece.type == _PIECE.NORMAL and config.spells_mark(piece.piece):
             piece.type = _PIECE.CONTROL
         if piece.type == _PIECE.CONTROL:
             known[piece.piece] = token

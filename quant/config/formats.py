@@ -90,7 +90,8 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]
 
 
 _CHANGES_MATHEMATICS = re.compile(
-    "scal|logit|softcap|multiplier|temperature_|clamp|alibi|residual|causal|mscale|yarn"
+    "scal|logit|softcap|multiplier|temperature_|clamp|clip|alibi|residual|causal|mscale|yarn"
+    "|qk_norm|rotary_pct|nope_"
 )
 """In names of what a file tells of a model: what scores, logits or angles go through."""
 
@@ -347,7 +348,8 @@ def _rope_theta(values: Mapping[str, Any]) -> float:
             nested = [entry]
         for part in nested:
             kind = part.get("rope_type", part.get("type", "default"))
-            if kind not in ("default", "none", None):
+            neutral = kind == "linear" and part.get("factor") in (1, 1.0)
+            if kind not in ("default", "none", None) and not neutral:
                 raise UnsupportedError(
                     f"The model needs rope scaling {kind!r}, which is not supported."
                 )

@@ -109,12 +109,12 @@ MOST_JSON = 1 << 23
 
 
 def read_json(path: Path, most: int = MOST_JSON) -> dict[str, Any]:
-    """The JSON object in an ordinary file of ``most`` bytes at most.
+    """The JSON object in an ordinary file of ``most`` bytes at most; a byte-order mark is no part.
 
     Raises :class:`~quant.errors.ConfigError` where there is none.
     """
     try:
-        value = json.loads(read_file(path, most).decode("utf-8"))
+        value = json.loads(read_file(path, most).decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:

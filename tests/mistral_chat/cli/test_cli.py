@@ -317,3 +317,19 @@ def test_a_full_disk_under_stdout_is_one_sentence(fake_environment: Environment)
         1,
         b"The disk is full; free some space and try again.\n",
     )
+
+
+@pytest.mark.parametrize(("question", "code", "said"), [("hi", 0, b"ok\n"), ("", 2, b"")])
+def test_a_full_disk_under_stderr_changes_nothing(
+    fake_environment: Environment, question: str, code: int, said: bytes
+) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*FAKE_MAIN, question],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=full,
+            check=False,
+            env=fake_environment("ok"),
+        )
+    assert (done.returncode, done.stdout) == (code, said)

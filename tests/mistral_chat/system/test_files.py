@@ -159,6 +159,28 @@ def test_a_pipe_that_nobody_writes_to_is_not_waited_for(
     assert str(paths.config_file) in result.stderr
 
 
+def test_a_queue_that_calls_itself_a_file_is_not_waited_for(
+    tmp_path: Path, command: Command, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing_yet(*_: object) -> bytes:
+        raise BlockingIOError
+
+    path = tmp_path / "kmsg"
+    path.touch()
+    monkeypatch.setattr(os, "pread", nothing_yet)  # as /proc/kmsg answers
+    for arguments in (
+        ["-f", str(path), "hi"],
+        ["template", "--tokenizer", str(path), "-"],
+        ["info", str(path)],
+        ["plan", str(path)],
+        ["--categories", str(path), "hi"],
+    ):
+        result = command(*arguments, stdin=b"[]")
+        assert result.code != 0, arguments
+        assert result.stderr.count("\n") == 1, result.stderr
+        assert str(path) in result.stderr
+
+
 def test_a_pipe_in_a_models_folder_is_not_waited_for(tmp_path: Path, command: Command) -> None:
     folder = tmp_path / "model"
     folder.mkdir()

@@ -221,6 +221,22 @@ def test_an_answer_ends_where_the_template_ends_it(answered: str, ends: tuple[in
     assert jinja(source).stop_ids == ends
 
 
+ENDED = "{% for m in messages %}{{ m.role ~ ': ' ~ m.content }}<|im_start|>{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        "messages[0].role == 'system'",
+        "messages | length == 1",
+        "messages | length == 2 and messages[0].role == 'system'",
+    ],
+)
+def test_an_answer_ends_however_few_conversations_a_template_takes(wanted: str) -> None:
+    refusing = "{% if not (" + wanted + ") %}{{ raise_exception('No.') }}{% endif %}"
+    assert jinja(refusing + ENDED).stop_ids == (2, 1)
+
+
 def test_a_refusal_steers_no_terminal() -> None:
     source = "{{ raise_exception('\\x1b]0;a\\x07\\n' ~ 'b' * 1000) }}"
     with pytest.raises(UsageError) as caught:

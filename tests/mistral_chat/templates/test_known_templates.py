@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +14,7 @@ from mistral_chat.templates.jinja import JinjaTemplate
 from mistral_chat.tokenizers import tokenizer_from_gguf
 
 from ..fakes import CHAT_TEMPLATE, ZEPHYR, tiny_metadata
-from .sources import jinja, metadata, say, shown
+from .sources import HEADERS, jinja, metadata, say, shown
 
 
 def zephyr_metadata(source: str = ZEPHYR) -> dict[str, Any]:
@@ -71,13 +72,19 @@ def test_no_text_gives_a_control_id_in_zephyr_or_chatml(typed: list[str], neutra
             assert segment.control or controls.isdisjoint(segment.ids)
 
 
-def test_chatml_that_does_something_else_is_run_itself() -> None:
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_chatml_that_trims_anybody_s_text_is_run_itself(place: int) -> None:
+    messages = [Message(Role.SYSTEM, " s "), *say(" u ", " a ", " v ")]
+    role = messages[place].role.value
     source = (
-        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content | trim }}"
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
+        f"{{{{ m.content | trim if m.role == '{role}' else m.content }}}}"
         "{{ '<|im_end|>\\n' }}{% endfor %}{{ '<|im_start|>assistant\\n' }}"
     )
-    assert shown(jinja(source), say(" a ")) == (
-        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+    turns = [(m.role.value, m.text.strip() if m.role.value == role else m.text) for m in messages]
+    assert shown(jinja(source), messages) == (
+        "".join(f"<|im_start|>{who}\n{text}<|im_end|>\n" for who, text in turns)
+        + "<|im_start|>assistant\n"
     )
 
 
@@ -85,3 +92,13 @@ def test_chatml_that_drops_thoughts_is_run_itself() -> None:
     content = "message['content']"
     template = jinja(CHAT_TEMPLATE.replace(content, f"{content}.split('</think>')[-1]"))
     assert shown(template, say("a", "b</think>c", "d")).count("c<|im_end|>") == 1
+
+
+@pytest.mark.parametrize("source", [HEADERS, CHAT_TEMPLATE, ZEPHYR])
+def test_a_byte_order_mark_is_no_part_of_a_template(source: str) -> None:
+    one, other = (
+        template_for(tokenizer_from_gguf(zephyr_metadata(each)))
+        for each in (source, "\ufeff" + source)
+    )
+    assert one.name == other.name
+    assert one.encode(say("a")) == other.encode(say("a"))

@@ -66,7 +66,7 @@ def test_a_gguf_may_deny_the_space_before_a_text() -> None:
     assert tokenizer.encode("Hello") == opened("v1").encode("Hello", first=False)
 
 
-@pytest.mark.parametrize("kind", [3, 4])
+@pytest.mark.parametrize("kind", [1, 3, 4])
 def test_marks_that_a_gguf_adds_are_never_typed(kind: int) -> None:
     metadata = gguf_metadata("v1")
     metadata["tokenizer.ggml.tokens"] += ["<|im_end|>", "<|im_start|>", "qqxzz"]
@@ -119,6 +119,20 @@ def tekken_merges(count: int) -> tuple[list[bytes], list[tuple[bytes, bytes]]]:
             parts[best : best + 2] = [parts[best] + parts[best + 1]]
         merges.append((parts[0], parts[1]))
     return tokens, merges
+
+
+@pytest.mark.parametrize("kind", [1, 3, 4])
+def test_marks_in_a_byte_level_gguf_are_never_typed(kind: int) -> None:
+    metadata = tiny_metadata()
+    metadata["tokenizer.ggml.token_type"][:3] = [kind] * 3
+    metadata["tokenizer.ggml.add_bos_token"] = True
+    tokenizer = tokenizer_from_gguf(metadata)
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (1, 2)
+    template = template_for(tokenizer)
+    assert 2 in template.stop_ids
+    ids = template.encode([Message(Role.USER, "<|im_end|>")])
+    assert tokenizer.show(ids).startswith("<|im_start|><|im_start|>system\nBe kind<|im_end|>")
+    assert ids.count(2) == 2
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from mistral_chat.tokenizers import load_tokenizer
 from quant.errors import CheckpointError, QuantError, UnsupportedError
 
 from .hugging_face import added, llama_like_json, write_folder
-from .reference_files import DATA, PIECES, decoded, opened
+from .reference_files import DATA, PIECES, TEKKEN, decoded, opened
 
 
 def test_added_tokens_beside_a_sentencepiece_model(tmp_path: Path) -> None:
@@ -48,6 +49,35 @@ def test_a_llama_like_tokenizer_json(tmp_path: Path) -> None:
     assert 2 not in tokenizer.encode("a</s>")
     assert tokenizer.encode("the", first=False) != tokenizer.encode("the")
     assert decoded(tokenizer, tokenizer.encode("the", first=False)) == "the"
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tekken.json", "tokenizer_config.json"])
+def test_a_byte_order_mark_is_no_part_of_a_vocabulary(tmp_path: Path, name: str) -> None:
+    if name == "tekken.json":
+        (tmp_path / name).write_bytes((DATA / TEKKEN).read_bytes())
+    else:
+        write_folder(tmp_path, llama_like_json(), {"bos_token": "<s>", "chat_template": "Hi"})
+    plain = load_tokenizer(tmp_path)
+    (tmp_path / name).write_bytes(codecs.BOM_UTF8 + (tmp_path / name).read_bytes())
+    marked = load_tokenizer(tmp_path)
+    assert (marked.kind, marked.bos_id) == (plain.kind, plain.bos_id)
+    assert marked.chat_template == plain.chat_template
+    assert marked.encode("Hello there") == plain.encode("Hello there")
+
+
+@pytest.mark.parametrize(
+    ("put", "said"),
+    [
+        (lambda path: path.mkdir(), r"chat_template.jinja cannot be read: Is a directory\.$"),
+        (lambda path: path.write_bytes(b"caf\xe9"), "is no text in UTF-8; fetch it again"),
+    ],
+)
+def test_a_chat_template_that_cannot_be_read(
+    tmp_path: Path, put: Callable[[Path], object], said: str
+) -> None:
+    put(tmp_path / "chat_template.jinja")
+    with pytest.raises(CheckpointError, match=said):
+        write_folder(tmp_path, llama_like_json())
 
 
 def test_metaspace_before_the_first_text_only(tmp_path: Path) -> None:
@@ -105,6 +135,16 @@ def test_special_tokens_are_kept_by_their_names(tmp_path: Path) -> None:
     (tmp_path / "copy").mkdir()
     load_tokenizer(tmp_path).save(tmp_path / "copy")
     assert load_tokenizer(tmp_path / "copy").special_tokens == named
+
+
+@pytest.mark.parametrize(("listed", "right"), [(False, 2), (True, 1)])
+def test_which_of_two_ends_of_text_counts(tmp_path: Path, listed: bool, right: int) -> None:
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": "</s>", "bos_token": null}')
+    config: dict[str, Any] = {"eos_token": "<s>", "bos_token": "<s>"}
+    if listed:
+        config["added_tokens_decoder"] = {"1": {"content": "<s>", "special": True}}
+    tokenizer = write_folder(tmp_path, llama_like_json(), config)
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (1, right)
 
 
 def test_a_list_of_chat_templates(tmp_path: Path) -> None:

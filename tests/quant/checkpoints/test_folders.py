@@ -167,6 +167,7 @@ def test_rope_bases() -> None:
     nested = {"full_attention": parameters, "sliding_attention": {"rope_theta": 1e4}}
     with pytest.raises(UnsupportedError, match="different rope_theta"):
         hf(rope_theta=..., rope_parameters=nested)
+    assert hf(rope_scaling={"type": "linear", "factor": 1.0}) == hf()
     assert params(rope_theta=..., sliding_window=8).rope_theta == 1e4
     assert params(rope_theta=..., sliding_window=None).rope_theta == 1e6
     assert params(rope_theta=None, sliding_window=None).rope_theta == 1e6
@@ -226,7 +227,7 @@ def test_windows_that_mean_nothing(window: Any) -> None:
         ({"model_type": ...}, UnsupportedError, "None"),
         ({"hidden_act": "gelu"}, UnsupportedError, "activation is 'gelu'"),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, UnsupportedError, "'linear'"),
-        ({"rope_scaling": {"rope_type": "llama3"}}, UnsupportedError, "'llama3'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 1.0}}, UnsupportedError, "'llama3'"),
         ({"rope_parameters": {"rope_type": "yarn"}}, UnsupportedError, "'yarn'"),
         ({"rope_scaling": "dynamic"}, ConfigError, "not an object"),
         ({"attention_bias": True}, UnsupportedError, "attention_bias"),
@@ -234,6 +235,7 @@ def test_windows_that_mean_nothing(window: Any) -> None:
         ({"num_local_experts": 8}, UnsupportedError, "mixture of experts"),
         ({"quantization_config": {"quant_method": "awq"}}, UnsupportedError, "quantization_config"),
         ({"partial_rotary_factor": 0.5}, UnsupportedError, "partial_rotary_factor"),
+        ({"use_qk_norm": True}, UnsupportedError, "use_qk_norm"),
         ({"layer_types": ["full_attention", "linear"]}, UnsupportedError, "'linear'"),
         ({"layer_types": ["full_attention"]}, ConfigError, "layer_types"),
         ({"hidden_size": "64"}, ConfigError, "hidden_size is '64'"),
@@ -394,6 +396,15 @@ def test_headers_that_lie(tmp_path: Path) -> None:
         file.write_bytes(change)
         with pytest.raises(CheckpointError, match="missing or damaged"):
             quant.load(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_a_byte_order_mark_is_no_part_of_a_json_file(tmp_path: Path, name: str) -> None:
+    write_huggingface(tmp_path / "m", shards=2)
+    plain = open_checkpoint(tmp_path / "m").config
+    file = tmp_path / "m" / name
+    file.write_text("\ufeff" + file.read_text())
+    assert open_checkpoint(tmp_path / "m").config == plain
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])

@@ -157,29 +157,14 @@ def quantize(
         return told
 
     def finish(folder: Path) -> dict[str, Any]:
-        if check is None:
-            return {}
-        result = compare(original, NativeCheckpoint(folder), check.texts, check.threads, checking)
-        return {
-            "check": {
-                "tokens": result.tokens,
-                "kl_mean": result.mean,
-                "kl_median": result.median,
-                "kl_percentile_99": result.percentile_99,
-                "top_token_agreement": result.agreement,
-            }
-        }
+        return {} if check is None else _checked(original, folder, check, checking)
 
-    identity = None
-    if resume:
-        texts = [list(text) for text in calibration.texts] if calibration else []
-        identity = {
-            "recipe": recipe.describe(),
-            "requantize": requantize,
-            "rotate": rotate,
-            "texts": texts,
-            "source": _state_of(Path(source)),
-        }
+    identity = {
+        "recipe": recipe.describe(),
+        "requantize": requantize,
+        "rotate": rotate,
+        "texts": [list(text) for text in calibration.texts] if calibration else [],
+    }
     return write(
         checkpoint,
         Path(target),
@@ -187,8 +172,27 @@ def quantize(
         progress,
         companions,
         force,
-        identity,
+        identity | {"source": _state_of(Path(source))} if resume else None,
     )
+
+
+def _checked(
+    original: Checkpoint,
+    folder: Path,
+    check: Calibration,
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, Any]:
+    """How far what was written is from its source, as the receipt has it."""
+    result = compare(original, NativeCheckpoint(folder), check.texts, check.threads, progress)
+    return {
+        "check": {
+            "tokens": result.tokens,
+            "kl_mean": result.mean,
+            "kl_median": result.median,
+            "kl_percentile_99": result.percentile_99,
+            "top_token_agreement": result.agreement,
+        }
+    }
 
 
 def refuse_packed(checkpoint: Checkpoint) -> None:

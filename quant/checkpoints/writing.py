@@ -33,6 +33,9 @@ from .tensors import SafetensorsFile
 
 JOURNAL, PARTIAL = "journal.json", ".partial"
 
+Plans = dict[str, tuple[tuple[int, ...], QuantSpec | None]]
+"""Each tensor's shape and, where it is packed, how."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -83,18 +86,7 @@ def write(
         if companions is not None:
             companions(folder)
         _check_nothing_is_lost(target, folder)
-        packed = {
-            name: {"spec": asdict(spec), "rows": shape[0], "columns": shape[1]}
-            for name, (shape, spec) in plans.items()
-            if spec is not None
-        }
-        description = {
-            "format": FORMAT,
-            "format_version": str(FORMAT_VERSION),
-            "source": checkpoint.source,
-            "digest": checkpoint.digest(),
-            "packed": json.dumps(packed),
-        }
+        description = _description(checkpoint, plans)
         weights = folder / WEIGHTS
         with weights.open("r+b" if weights.exists() else "w+b") as stream:
             layout = _layout(plans, parts, description)
@@ -115,6 +107,22 @@ def write(
         # Not before: a process that is killed here has lost nothing.
         (target / JOURNAL).unlink(missing_ok=True)
     return receipt
+
+
+def _description(checkpoint: Checkpoint, plans: Plans) -> dict[str, str]:
+    """What the file's header tells beside the tensors."""
+    packed = {
+        name: {"spec": asdict(spec), "rows": shape[0], "columns": shape[1]}
+        for name, (shape, spec) in plans.items()
+        if spec is not None
+    }
+    return {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "source": checkpoint.source,
+        "digest": checkpoint.digest(),
+        "packed": json.dumps(packed),
+    }
 
 
 def _check_target(target: Path, force: bool) -> None:
@@ -208,7 +216,7 @@ class Layout:
 
 
 def _layout(
-    plans: dict[str, tuple[tuple[int, ...], QuantSpec | None]],
+    plans: Plans,
     parts: dict[str, dict[str, tuple[str, tuple[int, ...]]]],
     description: dict[str, str],
 ) -> Layout:
@@ -229,7 +237,7 @@ def _layout(
 
 def _write_tensors(
     stream: Any,
-    plans: dict[str, tuple[tuple[int, ...], QuantSpec | None]],
+    plans: Plans,
     layout: Layout,
     job: Job,
     journal: Journal,

@@ -67,10 +67,7 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]
     # Of heads without dimensions ModelConfig tells.
     scale = head_dim**-0.5 if head_dim > 0 else 0.0
     _refuse_other_mathematics(told, {"attention.scale": scale, "attention.causal": True})
-    begin, *ends = (
-        _ids(metadata.get(f"tokenizer.ggml.{name}_token_id"))
-        for name in ("bos", "eos", "eot", "eom")
-    )
+    begin, ends = _begin_and_ends(metadata)
     return ModelConfig(
         vocab_size=tensors["token_embd.weight"][0],
         hidden_size=hidden,
@@ -84,9 +81,18 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]
         max_position_embeddings=number("context_length"),
         windows=windows_of(window, layers),
         tie_word_embeddings="output.weight" not in tensors,
-        bos_token_id=next(iter(begin), None),
-        eos_token_ids=tuple(dict.fromkeys(end for some in ends for end in some)),
+        bos_token_id=begin,
+        eos_token_ids=ends,
     )
+
+
+def _begin_and_ends(metadata: Mapping[str, Any]) -> tuple[int | None, tuple[int, ...]]:
+    """The ids that begin a text and end one: of the text, of a turn, of a message."""
+    begin, *ends = (
+        _ids(metadata.get(f"tokenizer.ggml.{name}_token_id"))
+        for name in ("bos", "eos", "eot", "eom")
+    )
+    return next(iter(begin), None), tuple(dict.fromkeys(end for some in ends for end in some))
 
 
 _CHANGES_MATHEMATICS = re.compile(

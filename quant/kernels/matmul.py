@@ -34,10 +34,10 @@ from .tiles import (
     fold_tile,
     high_nibbles_each,
     join_planes,
-    load_line,
+    load_lines,
     load_scales,
     low_nibbles_each,
-    prefetch,
+    prefetch_lines,
     start_tile,
     store_tile,
     zeros_f32,
@@ -45,7 +45,9 @@ from .tiles import (
 )
 
 AHEAD = 4096
-"""Bytes that weights are asked for in advance."""
+"""Bytes that weights are asked for in advance where they are read once."""
+
+MANY_REGISTERS = instruction_set() == "avx512vnni"
 
 CHAINS = 10
 """Sums that must be under way at once to keep the processor busy: latency times throughput."""
@@ -53,52 +55,63 @@ CHAINS = 10
 # Tokens of tiles, in two planes and in one: as many as the registers hold, and some fewer.
 EXACT_WIDTHS: tuple[int, ...] = (1, 2, 3)
 FAST_WIDTHS: tuple[int, ...] = (2, 4)
-if instruction_set() == "avx512vnni":
-    EXACT_WIDTHS, FAST_WIDTHS = (1, 2, 3, 4, 6, 8), (2, 4, 8, 12)
+if MANY_REGISTERS:
+    EXACT_WIDTHS, FAST_WIDTHS = (1, 2, 3, 4, 6), (2, 4, 6, 12)
 
 
-def _tile(bits: int, planes: int, tokens: int) -> Any:
-    """The kernel of tiles of ``tokens`` for weights of ``bits`` and activations in ``planes``."""
+@kernel
+def rows_of(width):
+    """Row blocks of a tile: two, so that a word serves twice, where registers are many."""
+    return 2 if width > 1 and MANY_REGISTERS else 1
+
+
+def _tile(bits: int, planes: int, rows: int, tokens: int) -> Any:
+    """The kernel of tiles of ``rows`` row blocks of weights of ``bits`` by ``tokens`` tokens."""
+    size = rows * tokens
     word = 4 * tokens  # bytes from four columns of a tile's tokens to the next four
     four_bits = bits == 4
     two_planes = planes == 2
     dot_tile = dot_tile_int4 if four_bits else dot_tile_int8
     stretch = LINE if four_bits else 2 * LINE  # bytes of eight columns
     offset = code_offset(bits)
-    # Where tokens are few, each half of the eight columns has sums of its own.
-    halves = planes * tokens < CHAINS
+    # Where sums are few, each half of the eight columns has sums of its own.
+    halves = planes * size < CHAINS
 
     @kernel
     def tile(
-        codes, scales, minimums, zero, columns, group_size, block,
+        codes, ahead, step, scales, minimums, zero, columns, group_size, block, last,
         high, low, x_scales, x_sums, x_totals, token, output, output_stride,
     ):  # fmt: skip
-        """Row block ``block`` times ``tokens`` tokens from ``token`` on."""
+        """Row blocks ``block`` to ``block + last`` times ``tokens`` tokens from ``token`` on.
+
+        With every eight columns codes at ``ahead`` are asked for, each time ``step`` bytes further.
+        """
         groups = columns // group_size
-        line = block * (columns // 8) * stretch
+        stride = columns // 8 * stretch
+        line = block * stride
         x = token * columns
         at = token * groups
-        sums = zeros_f32(tokens)
+        sums = zeros_f32(size)
         for group in range(groups):
             if offset == 0 and minimums.size > 0:
-                totals = zeros_i32(tokens)
+                totals = zeros_i32(size)
             else:
-                totals = start_tile(x_sums, at, 1, np.int32(offset - zero), 1, tokens)
+                totals = start_tile(x_sums, at, 1, np.int32(offset - zero), rows, tokens)
             if two_planes:
-                highs = zeros_i32(tokens)
+                highs = zeros_i32(size)
             if halves:
-                others = zeros_i32(tokens)
+                others = zeros_i32(size)
                 if two_planes:
-                    high_others = zeros_i32(tokens)
+                    high_others = zeros_i32(size)
             for _ in range(group_size // 8):
-                prefetch(codes, line + AHEAD)
-                first = load_line(codes, line)
+                prefetch_lines(codes, ahead, stride, rows)
+                first = load_lines(codes, line, stride, last, rows)
                 if four_bits:
                     second = high_nibbles_each(first)
                     first = low_nibbles_each(first)
                 else:
-                    prefetch(codes, line + AHEAD + LINE)
-                    second = load_line(codes, line + LINE)
+                    prefetch_lines(codes, ahead + (step >> 1), stride, rows)
+                    second = load_lines(codes, line + LINE, stride, last, rows)
                 if two_planes:
                     highs = dot_tile(highs, first, high, x, 4)
                     totals = dot_tile(totals, first, low, x, 4)
@@ -115,6 +128,7 @@ def _tile(bits: int, planes: int, tokens: int) -> Any:
                     else:
                         totals = dot_tile(totals, second, high, x + word, 4)
                 line += stretch
+                ahead += step
                 x += 2 * word
             if halves:
                 totals = add_tiles(totals, others)
@@ -123,12 +137,14 @@ def _tile(bits: int, planes: int, tokens: int) -> Any:
             if two_planes:
                 totals = join_planes(highs, totals)
             scale_at = (block * groups + group) * LANES
-            sums = fold_tile(sums, totals, load_scales(scales, scale_at), x_scales, at, 1)
+            weights = load_scales(scales, scale_at, groups * LANES, last, rows)
+            sums = fold_tile(sums, totals, weights, x_scales, at, 1)
             if minimums.size > 0:
-                sums = add_outer_tile(sums, load_scales(minimums, scale_at), x_totals, at, 1)
+                weights = load_scales(minimums, scale_at, groups * LANES, last, rows)
+                sums = add_outer_tile(sums, weights, x_totals, at, 1)
             at += tokens
         start = token * output_stride + block * LANES
-        store_tile(output, start, LANES, output_stride, sums, load_scales(scales, 0))
+        store_tile(output, start, LANES, output_stride, sums, weights)
 
     return tile
 
@@ -136,35 +152,35 @@ def _tile(bits: int, planes: int, tokens: int) -> Any:
 def _of_widths(bits: int, planes: int, widths: tuple[int, ...]) -> Any:
     """A kernel that takes a tile's width and does the tile."""
     width, *wider = widths
-    tile = _tile(bits, planes, width)
+    tile = _tile(bits, planes, rows_of.py_func(width), width)
     if not wider:
 
         @kernel
-        def last(
-            _width, codes, scales, minimums, zero, columns, group_size, block,
+        def last_of_them(
+            _width, codes, ahead, step, scales, minimums, zero, columns, group_size, block, last,
             high, low, x_scales, x_sums, x_totals, token, output, output_stride,
         ):  # fmt: skip
             tile(
-                codes, scales, minimums, zero, columns, group_size, block,
+                codes, ahead, step, scales, minimums, zero, columns, group_size, block, last,
                 high, low, x_scales, x_sums, x_totals, token, output, output_stride,
             )  # fmt: skip
 
-        return last
+        return last_of_them
     others = _of_widths(bits, planes, tuple(wider))
 
     @kernel
     def choice(
-        this, codes, scales, minimums, zero, columns, group_size, block,
+        this, codes, ahead, step, scales, minimums, zero, columns, group_size, block, last,
         high, low, x_scales, x_sums, x_totals, token, output, output_stride,
     ):  # fmt: skip
         if this == width:
             tile(
-                codes, scales, minimums, zero, columns, group_size, block,
+                codes, ahead, step, scales, minimums, zero, columns, group_size, block, last,
                 high, low, x_scales, x_sums, x_totals, token, output, output_stride,
             )  # fmt: skip
         else:
             others(
-                this, codes, scales, minimums, zero, columns, group_size, block,
+                this, codes, ahead, step, scales, minimums, zero, columns, group_size, block, last,
                 high, low, x_scales, x_sums, x_totals, token, output, output_stride,
             )  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .jit import entry
 from .simd import LANES, load, store, to_f32
 from .threads import wait_for_all
-from .tiles import dot_tile_int4, load_line, zeros_i32
+from .tiles import dot_tile_int4, load_lines, zeros_i32
 
 DOTS = 12
 """Sums that :func:`multiply` keeps apart, so that none has to wait for another."""
@@ -34,7 +34,7 @@ def read_memory(source, sink, barrier, thread, threads):
 def multiply(source, sink, rounds, barrier, thread, threads):
     """``rounds * DOTS`` dot products of 64 bytes by each thread; ``source`` is 128 bytes."""
     totals = zeros_i32(DOTS)
-    lines = load_line(source, 64)
+    lines = load_lines(source, 64, 0, 0, 1)
     for i in range(rounds):
         totals = dot_tile_int4(totals, lines, source, i & 63, 0)
     result = to_f32(totals[0])

@@ -56,7 +56,8 @@ def _units(step, first, tokens, chunk, position):
     if tokens == 0:
         return 0
     if step.op == MATMUL:
-        return (step.rows + 15) // 16 * ((tokens + TOKEN_BLOCK - 1) // TOKEN_BLOCK)
+        tall = 16 * matmul.rows_of(matmul.width_for(tokens, step.planes))
+        return (step.rows + tall - 1) // tall * ((tokens + TOKEN_BLOCK - 1) // TOKEN_BLOCK)
     if step.op == FLOAT_MATMUL:
         return (step.rows + 15) // 16
     if step.op == ATTENTION:
@@ -132,10 +133,10 @@ def _rows(step, unit, tokens, first):
 
 
 @kernel
-def _tile(tile, width, step, block, token):
+def _tile(tile, width, step, block, last, ahead, stride, token):
     tile(
-        width, u8(step.codes), u16(step.scales), u16(step.minimums), step.zero,
-        step.columns, step.group_size, block,
+        width, u8(step.codes), ahead, stride, u16(step.scales), u16(step.minimums), step.zero,
+        step.columns, step.group_size, block, last,
         i8(step.high), i8(step.low), f32(step.x_scales), i32(step.x_sums),
         f32(step.x_totals), token, f32(step.output), step.output_stride,
     )  # fmt: skip
@@ -143,22 +144,33 @@ def _tile(tile, width, step, block, token):
 
 @kernel
 def _matmul(step, unit, tokens):
-    """One row block times a block of tokens."""
+    """A tile's row blocks times a block of tokens."""
     planes = 2 if tokens == 1 else step.planes
     width = matmul.width_for(tokens, planes)
+    tall = matmul.rows_of(width)
     blocks = (step.rows + 15) // 16
-    start = unit // blocks * TOKEN_BLOCK
-    block = unit % blocks
-    for token in range(start, min(start + TOKEN_BLOCK, tokens), width):
+    units = (blocks + tall - 1) // tall
+    start = unit // units * TOKEN_BLOCK
+    end = min(start + TOKEN_BLOCK, tokens)
+    block = unit % units * tall
+    last = min(tall, blocks - block) - 1
+    size = 2 * step.bits * step.columns  # bytes of a row block
+    tiles = (end - start + width - 1) // width
+    stride = 16 * step.bits // tiles
+    for token in range(start, end, width):
+        # While row blocks' tiles are computed, the next row blocks are on their way.
+        ahead = block * size + matmul.AHEAD
+        if tiles > 1:
+            ahead = (block + tall) * size + (token - start) // width * size // tiles
         if planes == 2:
             if step.bits == 4:
-                _tile(matmul.exact_int4, width, step, block, token)
+                _tile(matmul.exact_int4, width, step, block, last, ahead, stride, token)
             else:
-                _tile(matmul.exact_int8, width, step, block, token)
+                _tile(matmul.exact_int8, width, step, block, last, ahead, stride, token)
         elif step.bits == 4:
-            _tile(matmul.fast_int4, width, step, block, token)
+            _tile(matmul.fast_int4, width, step, block, last, ahead, stride, token)
         else:
-            _tile(matmul.fast_int8, width, step, block, token)
+            _tile(matmul.fast_int8, width, step, block, last, ahead, stride, token)
 
 
 @kernel

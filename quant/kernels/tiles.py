@@ -4,11 +4,12 @@ A tile of ``rows x tokens`` vectors holds the entry of row block r and token t a
 ``r * tokens + t``. The loops below run while code is emitted, so what comes out is straight-line
 code; counts are constants of the kernel that is compiled.
 
-Example, inside a kernel: a row block of int8 weights times 6 tokens::
+Example, inside a kernel: 2 row blocks of int8 weights times 6 tokens::
 
-    totals = zeros_i32(6)
+    totals = zeros_i32(12)
     for _ in range(columns // 4):
-        totals = dot_tile_int8(totals, load_line(codes, line), activations, x, 4)
+        lines = load_lines(codes, line, stride, 1, 2)
+        totals = dot_tile_int8(totals, lines, activations, x, 4)
         line += LINE
         x += 24
 """
@@ -66,42 +67,63 @@ def _zeros(vector: Vector, count: Any) -> Any:
     return types.UniTuple(vector, n)(count), emit
 
 
-@intrinsic
-def prefetch(typing_context, array, offset):
-    """Begin to bring the line at ``offset`` to the processor; beyond the array it does no harm."""
+@intrinsic(prefer_literal=True)
+def prefetch_lines(typing_context, array, offset, stride, count):
+    """Begin to bring ``count`` (a constant) lines near, ``stride`` bytes apart.
+
+    Beyond the array's end it does no harm.
+    """
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    n = count.literal_value
 
     def emit(context, builder, signature, arguments):
-        pointer = element_address(context, builder, signature.args[0], *arguments)
+        pointer = element_address(context, builder, signature.args[0], *arguments[:2])
         place = builder.bitcast(pointer, I8.as_pointer())
         kind = ir.FunctionType(ir.VoidType(), [place.type, I32, I32, I32])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        # To be read (0), and kept near (3), data (1).
-        builder.call(function, [place, *(ir.Constant(I32, flag) for flag in (0, 3, 1))])
+        for _ in range(n):
+            # To be read (0), and kept near (3), data (1).
+            builder.call(function, [place, *(ir.Constant(I32, flag) for flag in (0, 3, 1))])
+            place = builder.gep(place, [arguments[2]])
         return context.get_dummy_value()
 
-    return types.none(array, types.intp), emit
+    return types.none(array, types.intp, types.intp, count), emit
 
 
-@intrinsic
-def load_line(typing_context, array, offset):
-    """64 bytes, as a tuple of one ``i8x64``."""
-    return _load_row(array, i8x64, i8x64.llvm)
+@intrinsic(prefer_literal=True)
+def load_lines(typing_context, array, offset, stride, last, count):
+    """``count`` (a constant) lines of 64 bytes as a tuple, ``stride`` bytes apart.
+
+    From line ``last`` on, the line ``last`` is repeated.
+    """
+    return _load_each(array, i8x64, i8x64.llvm, count)
 
 
-@intrinsic
-def load_scales(typing_context, array, offset):
-    """16 float16 (held as uint16), as a tuple of one ``f32x16``."""
-    return _load_row(array, f32x16, ir.VectorType(F16, 16))
+@intrinsic(prefer_literal=True)
+def load_scales(typing_context, array, offset, stride, last, count):
+    """As :func:`load_lines`: vectors of 16 float16 (held as uint16), as float32."""
+    return _load_each(array, f32x16, ir.VectorType(F16, 16), count)
 
 
-def _load_row(array: Any, vector: Vector, stored: ir.VectorType) -> Any:
+def _load_each(array: Any, vector: Vector, stored: ir.VectorType, count: Any) -> Any:
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    n = count.literal_value
+
     def emit(context, builder, signature, arguments):
-        pointer = element_address(context, builder, signature.args[0], *arguments)
-        value = emit_load(builder, pointer, stored)
-        value = value if stored == vector.llvm else builder.fpext(value, vector.llvm)
-        return context.make_tuple(builder, signature.return_type, [value])
+        base = element_address(context, builder, signature.args[0], *arguments[:2])
+        stride, last = arguments[2:4]
+        values = []
+        for i in range(n):
+            number = ir.Constant(last.type, i)
+            number = builder.select(builder.icmp_signed("<", number, last), number, last)
+            value = emit_load(builder, builder.gep(base, [builder.mul(number, stride)]), stored)
+            values.append(value if stored == vector.llvm else builder.fpext(value, vector.llvm))
+        return context.make_tuple(builder, signature.return_type, values)
 
-    return types.UniTuple(vector, 1)(array, types.intp), emit
+    signature = types.UniTuple(vector, n)(array, types.intp, types.intp, types.intp, count)
+    return signature, emit
 
 
 def _nibbles_each(operation: str, operand: int) -> Any:

@@ -59,18 +59,21 @@ def product(mode: str, width: int, weights: Any, x: Any) -> Any:
     group = weights.spec.group_size
     high, low, scales, sums, totals = quantized(padded, group, PLANES[mode], width)
     blocks = weights.codes.shape[0]
-    output = np.full((tokens, 16 * blocks), np.nan, np.float32)
+    rows = matmul.rows_of(width)
+    room = -(-blocks // rows) * rows * 16
+    output = np.full((tokens, room), np.nan, np.float32)
     halves = np.zeros(0, np.uint16)
     if weights.minimums is not None:
         halves = weights.minimums.view(np.uint16).reshape(-1)
     for token in range(0, tokens, width):
-        for block in range(blocks):
+        for block in range(0, blocks, rows):
             TILES[weights.spec.bits, mode](
-                width, weights.codes.reshape(-1), weights.scales.view(np.uint16).reshape(-1),
-                halves, weights.spec.zero, weights.columns, group, block,
+                width, weights.codes.reshape(-1), 0, 0,
+                weights.scales.view(np.uint16).reshape(-1), halves,
+                weights.spec.zero, weights.columns, group, block, min(rows, blocks - block) - 1,
                 high.reshape(-1), low.reshape(-1),
                 scales.reshape(-1), sums.reshape(-1), totals.reshape(-1),
-                token, output.reshape(-1), 16 * blocks,
+                token, output.reshape(-1), room,
             )  # fmt: skip
     return output[: x.shape[0], : weights.rows]
 
@@ -221,8 +224,8 @@ def test_a_row_of_the_embedding(spec: QuantSpec) -> None:
 
 
 def test_buffers_have_room_for_whole_tiles() -> None:
-    assert WIDTH_PADDING % 16 == 0
     for _, width in WIDTHS:
+        assert WIDTH_PADDING % (16 * matmul.rows_of(width)) == 0
         assert TOKEN_PADDING % width == 0
         assert HEAD_TOKENS % width == 0
         assert TOKEN_BLOCK % width == 0

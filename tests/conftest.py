@@ -23,6 +23,9 @@ settings.load_profile("shared-machine")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    for size in ("COLUMNS", "LINES"):
+        # Parallel workers inherit the size of no terminal at all.
+        os.environ.pop(size, None)
     cache = getattr(config, "cache", None)  # absent with -p no:cacheprovider
     if cache is not None and "MISTRAL_CHAT_KERNEL_CACHE" not in os.environ:
         # Tests give each command a home of its own; compiling there each time would take minutes.

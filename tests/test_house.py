@@ -88,3 +88,45 @@ def test_the_check_sees_an_import_that_goes_up(tmp_path: Path) -> None:
     assert "quant.errors" in imports("quant", "config.geometry")
     assert "quant.kernels.matmul" in imports("quant", "kernels.program")
     assert "quant.backends.cpu" in imports("quant", "backends.protocol")
+
+
+LONGEST_FILE, LONGEST_FUNCTION = 450, 60
+
+LONG = {
+    # A kernel keeps its state in registers, and is read from its first line to its last.
+    "quant/backends/cuda/attention.py",
+    "quant/backends/cuda/decode_attention.py",
+    "quant/backends/cuda/matmul.py",
+    "quant/backends/cuda/matvec.py",
+    "quant/backends/cuda/pointwise.py",
+    "quant/backends/cuda/sampling.py",
+    "quant/backends/cuda/tensor_cores.py",
+    "quant/kernels/matmul.py",
+    # What is prepared once and what is launched each time belong to one step.
+    "quant/backends/cuda/program.py",
+    # A server's handler is a class within the function that knows what it serves.
+    "tests/mistral_chat/hub_server.py",
+    # One description of a vocabulary, drawn field by field.
+    "tests/mistral_chat/tokenizers/test_odd_vocabularies.py",
+}
+"""Files with a function that is longer, and why."""
+
+
+def test_files_and_functions_are_short() -> None:
+    long = set()
+    for folder in ("quant", "mistral_chat", "tests", "benchmarks", "docs"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            text = path.read_text(encoding="utf-8")
+            place = path.relative_to(ROOT).as_posix()
+            assert text.count("\n") <= LONGEST_FILE, place
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.FunctionDef):
+                    lines = (node.end_lineno or 0) - node.lineno + 1
+                    long |= {place} if lines > LONGEST_FUNCTION else set()
+    assert long == LONG
+
+
+def test_the_tests_lie_in_the_same_rooms() -> None:
+    for package, rooms in HOUSE.items():
+        inner = {path.name for path in (ROOT / "tests" / package).iterdir() if path.is_dir()}
+        assert inner - {"__pycache__"} <= set(rooms), package

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,31 +150,24 @@ def quantize(
         recipe = Recipe(spec or DEFAULT_SPEC, head=spec or DEFAULT_SPEC)
     conversion = Conversion(checkpoint, recipe, calibration)
 
-    def receipt() -> dict[str, Any]:
-        method = recipe.method if conversion.errors else "lossless"
-        told = {"method": method, "relative_errors": conversion.errors}
-        if conversion.errors:
-            told["recipe"] = {**recipe.describe(), "rotate": rotate}
-        return told
-
     def finish(folder: Path) -> dict[str, Any]:
         return {} if check is None else _checked(original, folder, check, checking)
 
-    identity = {
-        "recipe": recipe.describe(),
-        "requantize": requantize,
-        "rotate": rotate,
-        "texts": [list(text) for text in calibration.texts] if calibration else [],
-    }
-    return write(
-        checkpoint,
-        Path(target),
-        Job(conversion.plan, conversion.make, conversion.finished, receipt, finish),
-        progress,
-        companions,
-        force,
-        identity | {"source": _state_of(Path(source))} if resume else None,
-    )
+    texts = [list(text) for text in calibration.texts] if calibration else []
+    asked = {"recipe": recipe.describe(), "requantize": requantize, "rotate": rotate}
+    identity = {**asked, "texts": texts, "source": _state_of(Path(source))} if resume else None
+    receipt = partial(_receipt, recipe, conversion, rotate)
+    job = Job(conversion.plan, conversion.make, conversion.finished, receipt, finish)
+    return write(checkpoint, Path(target), job, progress, companions, force, identity)
+
+
+def _receipt(recipe: Recipe, conversion: Conversion, rotate: bool) -> dict[str, Any]:
+    """How a model was quantized, and how far each tensor is from what it was."""
+    method = recipe.method if conversion.errors else "lossless"
+    told = {"method": method, "relative_errors": conversion.errors}
+    if conversion.errors:
+        told["recipe"] = {**recipe.describe(), "rotate": rotate}
+    return told
 
 
 def _checked(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -49,19 +49,13 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]
             "The model has a pattern of sliding windows (attention.sliding_window_pattern), which "
             "is not supported in GGUF files."
         )
-    heads = number("attention.head_count")
-    hidden = number("embedding_length")
+    heads, hidden = number("attention.head_count"), number("embedding_length")
     layers = number("block_count")
     window = metadata.get(f"{architecture}.attention.sliding_window") or None
     if len(tensors.get("token_embd.weight", ())) != 2:
         raise ConfigError("The file has no matrix token_embd.weight.")
     head_dim = number("attention.key_length", hidden // heads if heads else 0)
-    for name in ("attention.value_length", "rope.dimension_count"):
-        if number(name, head_dim) != head_dim:
-            raise UnsupportedError(
-                f"The model's {name} is {number(name)}, but its heads have {head_dim} dimensions: "
-                "not supported."
-            )
+    _refuse_other_widths(number, head_dim)
     start = f"{architecture}."
     told = {key.removeprefix(start): metadata[key] for key in metadata if key.startswith(start)}
     # Of heads without dimensions ModelConfig tells.
@@ -84,6 +78,16 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]
         bos_token_id=begin,
         eos_token_ids=ends,
     )
+
+
+def _refuse_other_widths(number: Callable[..., Any], head_dim: int) -> None:
+    """Raise UnsupportedError where values, or the part that RoPE turns, are not as wide as keys."""
+    for name in ("attention.value_length", "rope.dimension_count"):
+        if number(name, head_dim) != head_dim:
+            raise UnsupportedError(
+                f"The model's {name} is {number(name)}, but its heads have {head_dim} dimensions: "
+                "not supported."
+            )
 
 
 def _begin_and_ends(metadata: Mapping[str, Any]) -> tuple[int | None, tuple[int, ...]]:

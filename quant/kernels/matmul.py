@@ -56,7 +56,7 @@ CHAINS = 10
 EXACT_WIDTHS: tuple[int, ...] = (1, 2, 3)
 FAST_WIDTHS: tuple[int, ...] = (2, 4)
 if MANY_REGISTERS:
-    EXACT_WIDTHS, FAST_WIDTHS = (1, 2, 3, 4, 6), (2, 4, 6, 12)
+    EXACT_WIDTHS, FAST_WIDTHS = (1, 2, 3, 4, 6), (4, 6, 12)
 
 
 @kernel
@@ -93,10 +93,7 @@ def _tile(bits: int, planes: int, rows: int, tokens: int) -> Any:
         at = token * groups
         sums = zeros_f32(size)
         for group in range(groups):
-            if offset == 0 and minimums.size > 0:
-                totals = zeros_i32(size)
-            else:
-                totals = start_tile(x_sums, at, 1, np.int32(offset - zero), rows, tokens)
+            totals = start_tile(x_sums, at, 1, np.int32(offset - zero), rows, tokens)
             if two_planes:
                 highs = zeros_i32(size)
             if halves:
@@ -215,7 +212,7 @@ _fast_width = _width_rule(FAST_WIDTHS, 1)
 def width_for(tokens, planes):
     """The width of the tiles that ``tokens`` tokens are cut into, the one that costs least.
 
-    Of AVX-512's widths in two planes 5 tokens are one tile of 6, 9 three of 3, 16 two of 8. A
+    Of AVX-512's widths in two planes 5 tokens are one tile of 6, 9 three of 3, 16 four of 4. A
     single token is in two planes always.
     """
     if tokens == 1:

@@ -325,7 +325,7 @@ def test_a_full_disk_under_stderr_changes_nothing(
 ) -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
-            [*FAKE_MAIN, question],
+            [*FAKE_COMMAND, question],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=full,

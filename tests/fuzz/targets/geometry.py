@@ -62,7 +62,7 @@ class Geometry(Target):
     """Logits of a random model by the compiled kernels and by NumPy."""
 
     name = "geometry"
-    short = 20
+    short = 12
     seconds = 60.0  # NumPy's way through the largest of them is long
     kernels = ("f32", "f16", "int8")
 

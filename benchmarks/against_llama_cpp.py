@@ -34,8 +34,8 @@ from typing import Any
 from protocol import Worker, WorkerError
 from random_gguf import Kind, write_random_gguf
 
+from quant.batch import available_processors
 from quant.bench import GEOMETRIES
-from quant.model import available_processors
 
 HERE = Path(__file__).resolve().parent
 GEOMETRY = "mistral-7b"

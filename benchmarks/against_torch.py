@@ -20,8 +20,8 @@ from typing import Any
 
 from protocol import Worker, WorkerError
 
+from quant.batch import available_processors
 from quant.bench import GEOMETRIES
-from quant.model import available_processors
 
 HERE = Path(__file__).resolve().parent
 GEOMETRY = "mistral-7b"

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from quant import Model, QuantSpec, RollingCache, Session
+from quant.batch import PLANES, available_processors
 from quant.bench import (
     GEOMETRIES,
     attention_seconds,
@@ -37,7 +38,6 @@ from quant.bench import (
     random_model,
 )
 from quant.cache import STORED
-from quant.model import PLANES, available_processors
 
 GEOMETRY = "mistral-7b"
 LENGTHS = (4096, 8192, 16384)

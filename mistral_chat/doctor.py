@@ -23,9 +23,9 @@ from mistral_chat.settings import Paths, Settings
 from mistral_chat.system.screen import Screen
 from quant.backends.cpu import kernels_compiled
 from quant.backends.devices import copy_bandwidth, describe, missing
+from quant.batch import available_processors
 from quant.kernels.jit import instruction_set
 from quant.kernels.kernel_cache import cache_folder
-from quant.model import available_processors
 
 LIBRARIES = ("numba", "llvmlite", "numpy", "prompt-toolkit", "rich", "huggingface-hub")
 COMMAND = "mistral-chat"

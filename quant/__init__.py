@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .backends.cpu import compile_kernels as compile_kernels
     from .backends.cpu import kernels_compiled as kernels_compiled
+    from .batch import SessionOptions as SessionOptions
     from .cache import RollingCache as RollingCache
     from .checkpoints import load as load
     from .checkpoints import quantize as quantize
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from .errors import UnsupportedError as UnsupportedError
     from .model import Model as Model
     from .model import Session as Session
-    from .model import SessionOptions as SessionOptions
     from .qtensor import QuantSpec as QuantSpec
     from .qtensor import QuantTensor as QuantTensor
     from .sampling import Sampling as Sampling
@@ -60,7 +60,8 @@ _HOMES = {
         "UnsupportedError",
     ),
     "decoding.generation": ("Generation", "generate"),
-    "model": ("Model", "Session", "SessionOptions"),
+    "batch": ("SessionOptions",),
+    "model": ("Model", "Session"),
     "qtensor": ("QuantSpec", "QuantTensor"),
     "sampling": ("Sampling",),
     "decoding.scoring": ("score",),

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from .backends.cpu import CpuProgram, Crew
+from .backends.spans import lay_out
+from .batch import available_processors
 from .config import ModelConfig
 from .errors import ConfigError
 from .kernels import probes
 from .kernels import table as steps
 from .kernels.threads import BARRIER_SIZE
-from .model import Model, Session, available_processors
+from .model import Model, Session
 from .qtensor import QuantSpec, QuantTensor, packed_shapes
 from .weights import MATRICES, Layer, Weights
 
@@ -221,7 +223,7 @@ def attention_seconds(session: Session, tokens: int) -> float:
     for position in range(0, tokens, session.chunk):
         count = min(session.chunk, tokens - position)
         last = int(position + count == tokens)
-        attend(count, position, count - last, last)
+        attend(lay_out([(0, count, position, last)]))
     seconds = time.perf_counter() - start
     session.trim(0)
     return seconds

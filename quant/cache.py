@@ -36,7 +36,10 @@ def element_type(kind: str) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class KeyValues:
-    """Keys and values of one layer, in a number of slots that is a multiple of ``TILE``."""
+    """Keys and values of one layer, in a number of slots that is a multiple of ``TILE``.
+
+    Where several sequences have theirs one behind the other, each array has an axis for them first.
+    """
 
     keys: Array  # [kv heads, slots / 16, head_dim, 16]
     values: Array  # [kv heads, slots, head_dim]
@@ -44,28 +47,56 @@ class KeyValues:
     value_scales: npt.NDArray[np.float32]  # [kv heads, slots] for int8, else [0]
 
     @classmethod
-    def allocate(cls, config: ModelConfig, positions: int, kind: str) -> KeyValues:
+    def allocate(
+        cls, config: ModelConfig, positions: int, kind: str, sequences: int | None = None
+    ) -> KeyValues:
         """Zeroed room for ``positions`` or a few more in the element type ``kind``."""
         heads, size = config.num_key_value_heads, config.head_dim
         slots = -(-positions // TILE) * TILE
         stored = element_type(kind)
-        scales = (heads, slots) if kind == "int8" else (0,)
+        each = () if sequences is None else (sequences,)
+        scales = (*each, heads, slots) if kind == "int8" else (0,)
         return cls(
-            np.zeros((heads, slots // LANES, size, LANES), stored),
-            np.zeros((heads, slots, size), stored),
+            np.zeros((*each, heads, slots // LANES, size, LANES), stored),
+            np.zeros((*each, heads, slots, size), stored),
             np.zeros(scales, np.float32),
             np.zeros(scales, np.float32),
         )
 
+    def of(self, sequence: int) -> KeyValues:
+        """One sequence's part, a view."""
+        if self.values.ndim == 3:
+            return self
+        scales = (self.key_scales, self.value_scales)
+        return KeyValues(
+            self.keys[sequence],
+            self.values[sequence],
+            *(each[sequence] if each.size else each for each in scales),
+        )
+
     @property
     def slots(self) -> int:
-        return int(self.values.shape[1])
+        return int(self.values.shape[-2])
 
     @property
     def nbytes(self) -> int:
         return sum(
             array.nbytes for array in (self.keys, self.values, self.key_scales, self.value_scales)
         )
+
+
+def rings(
+    config: ModelConfig,
+    context: int,
+    windows: tuple[int | None, ...],
+    kind: str,
+    sequences: int | None = None,
+) -> tuple[KeyValues, ...]:
+    """Room for each layer's keys and values: as many slots as its window, or as the context."""
+    return tuple(
+        KeyValues.allocate(config, min(window or context, context), kind, sequences)
+        for window in windows
+    )
 
 
 class RollingCache:
@@ -82,7 +113,14 @@ class RollingCache:
     that overwrites nothing, goes to the ring at once.)
     """
 
-    def __init__(self, config: ModelConfig, context: int, window: int | None, kind: str) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        context: int,
+        window: int | None,
+        kind: str,
+        layers: tuple[KeyValues, ...] | None = None,
+    ) -> None:
         if window is not None and window < 1:
             raise CacheError("A window must hold at least one token.")
         self.kind = kind
@@ -92,9 +130,7 @@ class RollingCache:
         self.windows = tuple(
             own if window is None else min(window, own or window) for own in config.windows
         )
-        self.layers = tuple(
-            KeyValues.allocate(config, min(own or context, context), kind) for own in self.windows
-        )
+        self.layers = rings(config, context, self.windows, kind) if layers is None else layers
 
     @property
     def nbytes(self) -> int:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -14,82 +12,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .backends.protocol import Program, new_program
-from .backends.scratch import HEAD_TOKENS, Scratch
+from .backends.protocol import Program
+from .backends.scratch import HEAD_TOKENS
+from .batch import CHUNK, Batch, Part, SessionOptions
 from .cache import RollingCache
 from .cache_file import read_cache, write_cache
 from .config import ModelConfig
-from .errors import CacheError, ConfigError, ContextFullError, InputError
+from .errors import CacheError, ContextFullError, InputError
 from .qtensor import Floats
 from .sampling import Sampler, check_logits
 from .weights import Weights, check_weights
-
-CHUNK = 256
-"""Tokens of a prompt that are read at once; between chunks a reader can stop or show progress."""
-
-PLANES = {"exact": 2, "fast": 1}
-"""Precision of a prompt's activations: two int8 planes (as good as float32), or one."""
-
-
-def record_forward(
-    program: Program, weights: Weights, cache: RollingCache, scratch: Scratch
-) -> None:
-    """The forward pass (Mistral 7B, section 2), step by step.
-
-    The residual stream is ``x``; what a branch computes waits in ``delta`` until the next norm adds
-    it. ``h`` is the input of the next product.
-    """
-    s = scratch
-    program.embed(weights.embedding, s.ids, s.x)
-    program.angles(s.cosines, s.sines)
-    delta = None
-    for layer, ring, window in zip(weights.layers, cache.layers, cache.windows, strict=True):
-        # What comes after the last layer's keys and values serves the logits alone.
-        head = layer is weights.layers[-1]
-        program.norm(s.x, delta, layer.attention_norm, s.h, readers=(layer.q, layer.k, layer.v))
-        program.matmul(s.h, ((layer.q, s.q), (layer.k, s.k), (layer.v, s.v)))
-        program.rope(s.q, s.k, s.v, s.cosines, s.sines, ring, s.chunk)
-        program.attention(s.q, ring, window, s.chunk, s.h, readers=(layer.o,), head=head)
-        program.commit(s.chunk, ring)
-        program.matmul(s.h, ((layer.o, s.delta),), head=head)
-        program.norm(s.x, s.delta, layer.mlp_norm, s.h, readers=(layer.gate, layer.up), head=head)
-        program.matmul(s.h, ((layer.gate, s.gate), (layer.up, s.up)), head=head)
-        program.gate(s.gate, s.up, s.h, readers=(layer.down,), head=head)
-        program.matmul(s.h, ((layer.down, s.delta),), head=head)
-        delta = s.delta
-    program.norm(s.x, delta, weights.norm, s.h, readers=(weights.head,), head=True)
-    program.matmul(s.h, ((weights.head, s.logits),), head=True)
-
-
-@dataclass(frozen=True, slots=True)
-class SessionOptions:
-    """How a session computes; :meth:`Model.session` says what each means."""
-
-    max_context: int | None = None
-    window: int | None = None
-    kv: str = "f16"
-    prefill: str = "exact"
-    backend: str = "cpu"
-    threads: int | None = None
-    chunk: int = CHUNK
-    gpu_layers: int | None = None
-
-    def checked_context(self, config: ModelConfig) -> int:
-        """The most tokens that a session of a model will hold.
-
-        Raises :class:`~quant.errors.ConfigError` for options that cannot be.
-        """
-        limit = config.max_position_embeddings
-        context = limit if self.max_context is None else self.max_context
-        if not 0 < context <= limit:
-            raise ConfigError(f"The context can be 1 to {limit} tokens long, not {context}.")
-        if self.prefill not in PLANES:
-            raise ConfigError(f"Prefill is {' or '.join(PLANES)}, not {self.prefill!r}.")
-        if self.chunk < 1:
-            raise ConfigError(f"A chunk holds at least one token, not {self.chunk}.")
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"At least one thread must compute, not {self.threads}.")
-        return context
 
 
 class Model:
@@ -168,23 +100,20 @@ class Session:
     """
 
     def __init__(self, model: Model, options: SessionOptions) -> None:
-        context = options.checked_context(model.config)
         self.model = model
-        self.max_context = context
-        self.chunk = min(options.chunk, context)
-        self.ids: list[int] = []
-        self.cache = RollingCache(model.config, context, options.window, options.kv)
-        self._scratch = Scratch.allocate(model.config, self.chunk, options.kv)
-        self._program = new_program(
-            options.backend,
-            model.config,
-            self.chunk,
-            PLANES[options.prefill],
-            options.threads or available_processors(),
-            model.on_device,
-            options.gpu_layers,
-        )
-        record_forward(self._program, model.weights, self.cache, self._scratch)
+        self._batch = Batch(model.config, model.weights, model.on_device, options)
+        self.max_context = self._batch.max_context
+        self.chunk = self._batch.rows
+
+    @property
+    def ids(self) -> list[int]:
+        """The ids that were read."""
+        return self._batch.ids[0]
+
+    @property
+    def cache(self) -> RollingCache:
+        """Keys and values of what was read."""
+        return self._batch.caches[0]
 
     @property
     def position(self) -> int:
@@ -194,16 +123,16 @@ class Session:
     @property
     def program(self) -> Program:
         """The recorded forward pass."""
-        return self._program
+        return self._batch.program
 
     @property
     def is_compiled(self) -> bool:
         """Whether kernels are ready, in memory or on disk; else :meth:`compile` takes seconds."""
-        return self._program.is_compiled()
+        return self._batch.program.is_compiled()
 
     def compile(self) -> None:
         """Compile the kernels, or load them; otherwise the first :meth:`feed` does."""
-        self._program.compile()
+        self._batch.program.compile()
 
     def feed(
         self,
@@ -238,10 +167,9 @@ class Session:
         """
         self._read(ids, False, progress, cancel, fetch=False)
         draw = sampler.draw()
-        token = self._program.choose(sampler.sampling, self.ids, draw)
+        token = self._batch.program.choose(sampler.sampling, self.ids, draw)
         if token is None:
-            self._program.fetch(1)
-            logits = self._scratch.logits[0, : self.model.config.vocab_size]
+            logits = self._batch.fetch(1)[0]
             check_logits(logits)
             token = sampler.choose(logits, self.ids, draw)
         return token
@@ -278,8 +206,7 @@ class Session:
         Raises :class:`~quant.errors.CacheError` where the rolling buffer no longer holds what the
         next token would see; ``trim(0)`` always works.
         """
-        self.cache.trim(position)
-        del self.ids[position:]
+        self._batch.trim(0, position)
 
     def reuse(self, ids: Sequence[int]) -> int:
         """Forget what ``ids`` does not begin with; how many of them need not be fed again.
@@ -304,7 +231,7 @@ class Session:
 
         ``identity`` has all that keys and values depend on beside the model. Raises OSError.
         """
-        self._program.read_back()
+        self._batch.program.read_back()
         return write_cache(path, self.cache, self.ids, f"{self.model.identity} {identity}")
 
     def restore(self, path: Path, identity: str) -> None:
@@ -317,8 +244,8 @@ class Session:
         if ids and max(ids) >= self.model.config.vocab_size:
             self.cache.trim(0)
             raise CacheError(f"{path} holds ids that the model does not have.")
-        self.ids = ids
-        self._program.take_up()
+        self.ids[:] = ids
+        self._batch.program.take_up()
 
     def _checked(self, ids: Sequence[int]) -> npt.NDArray[np.int64]:
         array = np.asarray(ids, np.int64)
@@ -336,20 +263,5 @@ class Session:
         self, part: npt.NDArray[np.int64], every: bool, last: bool, fetch: bool
     ) -> Floats:
         """Logits [n, vocab]: of every token, of the last one, or of none (n = 0)."""
-        n = part.size
-        wanted = n if every else int(last)
-        self._scratch.ids[:n] = part
-        self.cache.claim(n)
-        self._program.run(n, self.position, n - wanted, wanted)
-        if fetch:
-            self._program.fetch(wanted)
-        self.cache.advance(n)
-        self.ids.extend(part.tolist())
-        return self._scratch.logits[:wanted, : self.model.config.vocab_size].copy()
-
-
-def available_processors() -> int:
-    """Processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        wanted = part.size if every else int(last)
+        return self._batch.read([Part(0, part.tolist(), wanted)], fetch)

@@ -16,12 +16,12 @@ from mistral_chat.models.texts import LENGTH
 from mistral_chat.system.screen import Screen
 from quant import ModelConfig, QuantSpec
 from quant.backends.scratch import Scratch
+from quant.batch import CHUNK
 from quant.cache import TILE, element_type
 from quant.checkpoints import fitting_spec, open_checkpoint
 from quant.checkpoints.checkpoint import Checkpoint
 from quant.checkpoints.conversion import SLAB_WEIGHTS
 from quant.checkpoints.names import tensor_names
-from quant.model import CHUNK
 from quant.qtensor import packed_shapes
 from quant.quantizers.gptq import LARGEST_DOUBLE
 

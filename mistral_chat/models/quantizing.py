@@ -21,10 +21,10 @@ from mistral_chat.models.names import open_tokenizer, save_companions
 from mistral_chat.models.planning import check_memory, check_quantizing_memory
 from mistral_chat.models.texts import SHORTEST, calibration_text, held_out_text, pieces
 from mistral_chat.tokenizers import check_vocabulary
+from quant.batch import available_processors
 from quant.checkpoints import Calibration, compare, fitting_spec, open_checkpoint
 from quant.checkpoints.names import tensor_names, tensor_shape
 from quant.checkpoints.native import NativeCheckpoint
-from quant.model import available_processors
 from quant.quantizers.divergence import log_softmax
 from quant.quantizers.recipe import METHODS, Recipe
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
@@ -25,6 +25,7 @@ from ..sampling import Sampling
 from ..weights import Matrix
 from .reference import rope_frequencies
 from .scratch import padded_tokens
+from .spans import Span, head_rows
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,10 @@ def kernels_compiled(kv: str) -> bool:
 def _nothing(kv: npt.NDArray[Any]) -> tuple[Any, ...]:
     """Arguments with which ``run`` returns at once, for a cache of elements as in ``kv``."""
     counters, barrier = np.zeros(SPACING, np.int64), np.zeros(BARRIER_SIZE, np.int64)
-    return np.zeros(0, steps.STEP), counters, barrier, 0, 1, 0, 0, 0, 0, kv
+    none = np.zeros(0, np.int64)
+    return (
+        np.zeros(0, steps.STEP), counters, barrier, 0, 1, np.zeros(0, steps.SPAN), none, none, kv
+    )  # fmt: skip
 
 
 class CpuProgram:
@@ -253,12 +257,12 @@ class CpuProgram:
 
     # Running.
 
-    def run(self, tokens: int, position: int, head_first: int, head_tokens: int) -> None:
+    def run(self, spans: Sequence[Span]) -> None:
         if self._table is None:
             self._table = self._assemble(self._steps)
-        self._walk(self._table, tokens, position, head_first, head_tokens)
+        self._walk(self._table, spans)
 
-    def part(self, kinds: Collection[int]) -> Callable[[int, int, int, int], None]:
+    def part(self, kinds: Collection[int]) -> Callable[[Sequence[Span]], None]:
         """A function like :meth:`run` that runs only the steps of some kinds.
 
         They work on whatever lies in the buffers, and leave the cache with nothing of use; this is
@@ -285,16 +289,17 @@ class CpuProgram:
     def is_compiled(self) -> bool:
         return is_compiled(run, *_nothing(self._kv))
 
-    def _walk(
-        self, table: npt.NDArray[Any], tokens: int, position: int, first: int, count: int
-    ) -> None:
+    def _walk(self, table: npt.NDArray[Any], spans: Sequence[Span]) -> None:
         counters = np.zeros(table.size * SPACING, np.int64)
         threads = self._crew.threads
+        told = np.array([astuple(span) for span in spans], steps.SPAN)
+        span_of = np.repeat(np.arange(len(spans)), [span.tokens for span in spans])
+        wanted = np.array(head_rows(spans), np.int64)
 
         def work(thread: int) -> None:
             run(
                 table, counters, self._barrier, thread, threads,
-                tokens, position, first, count, self._kv,
+                told, span_of, wanted, self._kv,
             )  # fmt: skip
 
         self._crew.run(work)

@@ -21,6 +21,7 @@ from ..qtensor import Floats
 from ..sampling import Sampling
 from ..weights import Matrix
 from .devices import check_device
+from .spans import Span
 
 
 class Program(Protocol):
@@ -96,8 +97,11 @@ class Program(Protocol):
     def is_compiled(self) -> bool:
         """Whether :meth:`compile` has nothing left to compile on this machine."""
 
-    def run(self, tokens: int, position: int, head_first: int, head_tokens: int) -> None:
-        """Run all steps for ``tokens`` ids at ``position``; logits of ``head_tokens`` tokens."""
+    def run(self, spans: Sequence[Span]) -> None:
+        """Run all steps for the rows of ``spans``, whose ids lie in the buffer of ids.
+
+        Logits are computed of the tokens that are wanted, one row behind the other.
+        """
 
     def fetch(self, rows: int) -> None:
         """Bring so many rows of logits to where they were recorded; :meth:`run` may not."""

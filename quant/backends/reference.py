@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,20 +12,7 @@ from ..config import ModelConfig
 from ..qtensor import HALF_MAX, Floats, QuantTensor
 from ..sampling import Sampling
 from ..weights import Matrix
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """What a run works on: ``tokens`` ids at ``position``, logits for ``head_tokens`` of them."""
-
-    tokens: int
-    position: int
-    head_first: int
-    head_tokens: int
-
-    def rows(self, head: bool) -> tuple[int, int]:
-        """First token and number of tokens that a step works on."""
-        return (self.head_first, self.head_tokens) if head else (0, self.tokens)
+from .spans import Span, head_rows
 
 
 def rope_frequencies(config: ModelConfig) -> npt.NDArray[np.float64]:
@@ -109,17 +95,21 @@ def attend(
     ring: KeyValues,
     window: int | None,
     chunk: KeyValues,
+    aside: int = 0,
 ) -> Floats:
     """Attention of ``q`` float32 [tokens, heads, head_dim], already scaled, over ring and chunk.
 
     Token ``t`` is at ``position + t`` and sees the keys j with ``j <= i`` and ``j > i - window``.
+    What is new lies in the chunk's slots from ``aside`` on.
     """
     tokens, heads, _ = q.shape
     held = np.arange(max(0, position - ring.slots), position)
     fresh = position + np.arange(tokens)
     parts = zip(read_slots(ring), read_slots(chunk), strict=True)
     keys, values = (
-        np.concatenate([old[:, held % ring.slots], new[:, position % TILE + np.arange(tokens)]], 1)
+        np.concatenate(
+            [old[:, held % ring.slots], new[:, aside + position % TILE + np.arange(tokens)]], 1
+        )
         for old, new in parts
     )
     positions, here = np.concatenate([held, fresh]), fresh[:, None]
@@ -136,18 +126,24 @@ def attend(
     return output
 
 
+def _count(spans: Sequence[Span], head: bool) -> int:
+    """Rows that a step works on."""
+    return sum(span.rows(head)[1] for span in spans)
+
+
 class ReferenceProgram:
     """A recorded forward pass; :class:`~quant.backends.protocol.Program` tells what calls mean."""
 
     def __init__(self, config: ModelConfig) -> None:
         self._config = config
-        self._steps: list[Callable[[Chunk], None]] = []
+        self._steps: list[Callable[[Sequence[Span]], None]] = []
 
     def embed(self, table: Matrix, ids: npt.NDArray[np.int64], x: Floats) -> None:
         floats = as_floats(table)
 
-        def step(chunk: Chunk) -> None:
-            x[: chunk.tokens, : floats.shape[1]] = floats[ids[: chunk.tokens]]
+        def step(spans: Sequence[Span]) -> None:
+            n = _count(spans, False)
+            x[:n, : floats.shape[1]] = floats[ids[:n]]
 
         self._steps.append(step)
 
@@ -162,11 +158,12 @@ class ReferenceProgram:
     ) -> None:
         width = weight.size
 
-        def step(chunk: Chunk) -> None:
-            first, count = chunk.rows(head)
-            rows = x[first : first + count, :width]
+        def step(spans: Sequence[Span]) -> None:
+            count = _count(spans, head)
+            wanted = np.array(head_rows(spans), np.int64) if head else np.arange(count)
             if delta is not None:
-                rows += delta[:count, :width]
+                x[wanted, :width] += delta[:count, :width]
+            rows = x[wanted, :width]
             output[:count, :width] = rms_norm(rows, weight, self._config.rms_norm_eps)
 
         self._steps.append(step)
@@ -176,8 +173,8 @@ class ReferenceProgram:
     ) -> None:
         floats = [(as_floats(matrix), output) for matrix, output in products]
 
-        def step(chunk: Chunk) -> None:
-            _, count = chunk.rows(head)
+        def step(spans: Sequence[Span]) -> None:
+            count = _count(spans, head)
             for matrix, output in floats:
                 rows, columns = matrix.shape
                 output[:count, :rows] = x[:count, :columns] @ matrix.T
@@ -187,10 +184,11 @@ class ReferenceProgram:
     def angles(self, cosines: Floats, sines: Floats) -> None:
         frequencies = rope_frequencies(self._config)
 
-        def step(chunk: Chunk) -> None:
-            angles = (chunk.position + np.arange(chunk.tokens))[:, None] * frequencies
-            cosines[: chunk.tokens] = np.cos(angles)
-            sines[: chunk.tokens] = np.sin(angles)
+        def step(spans: Sequence[Span]) -> None:
+            for span in spans:
+                angles = (span.position + np.arange(span.tokens))[:, None] * frequencies
+                cosines[span.row : span.row + span.tokens] = np.cos(angles)
+                sines[span.row : span.row + span.tokens] = np.sin(angles)
 
         self._steps.append(step)
 
@@ -207,14 +205,17 @@ class ReferenceProgram:
         size = self._config.head_dim
         heads, shared = self._config.num_attention_heads, self._config.num_key_value_heads
 
-        def step(run: Chunk) -> None:
-            n = run.tokens
+        def step(spans: Sequence[Span]) -> None:
+            n = _count(spans, False)
             query = q[:n, : heads * size].reshape(n, heads, size)
             key = k[:n, : shared * size].reshape(n, shared, size)
             value = v[:n, : shared * size].reshape(n, shared, size)
             rotated = rotate(query, cosines[:n], sines[:n]) / np.float32(np.sqrt(size))
             q[:n, : heads * size] = rotated.reshape(n, -1)
-            slots = run.position % TILE + np.arange(n)
+            begins = [span.aside + span.position % TILE for span in spans]
+            slots = np.concatenate(
+                [begin + np.arange(span.tokens) for begin, span in zip(begins, spans, strict=True)]
+            )
             store_slots(chunk, slots, rotate(key, cosines[:n], sines[:n]), value)
 
         self._steps.append(step)
@@ -231,25 +232,30 @@ class ReferenceProgram:
     ) -> None:
         heads, size = self._config.num_attention_heads, self._config.head_dim
 
-        def step(run: Chunk) -> None:
-            n = run.tokens
-            query = q[:n, : heads * size].reshape(n, heads, size)
-            first, count = run.rows(head)
-            result = attend(query, run.position, ring, window, chunk)[first : first + count]
-            output[:count, : heads * size] = result.reshape(count, heads * size)
+        def step(spans: Sequence[Span]) -> None:
+            for span in spans:
+                rows = q[span.row : span.row + span.tokens, : heads * size]
+                query = rows.reshape(span.tokens, heads, size)
+                held = ring.of(span.sequence)
+                result = attend(query, span.position, held, window, chunk, span.aside)
+                first, count, row = span.rows(head)
+                part = result[first : first + count].reshape(count, heads * size)
+                output[row : row + count, : heads * size] = part
 
         self._steps.append(step)
 
     def commit(self, chunk: KeyValues, ring: KeyValues) -> None:
-        def step(run: Chunk) -> None:
-            tokens = np.arange(max(0, run.tokens - ring.slots), run.tokens)
-            to = (run.position + tokens) % ring.slots
-            at = run.position % TILE + tokens
-            ring.keys[:, to // 16, :, to % 16] = chunk.keys[:, at // 16, :, at % 16]
-            ring.values[:, to] = chunk.values[:, at]
-            if ring.key_scales.size:
-                ring.key_scales[:, to] = chunk.key_scales[:, at]
-                ring.value_scales[:, to] = chunk.value_scales[:, at]
+        def step(spans: Sequence[Span]) -> None:
+            for span in spans:
+                held = ring.of(span.sequence)
+                tokens = np.arange(max(0, span.tokens - held.slots), span.tokens)
+                to = (span.position + tokens) % held.slots
+                at = span.aside + span.position % TILE + tokens
+                held.keys[:, to // 16, :, to % 16] = chunk.keys[:, at // 16, :, at % 16]
+                held.values[:, to] = chunk.values[:, at]
+                if held.key_scales.size:
+                    held.key_scales[:, to] = chunk.key_scales[:, at]
+                    held.value_scales[:, to] = chunk.value_scales[:, at]
 
         self._steps.append(step)
 
@@ -263,8 +269,8 @@ class ReferenceProgram:
     ) -> None:
         width = self._config.intermediate_size
 
-        def step(chunk: Chunk) -> None:
-            _, n = chunk.rows(head)
+        def step(spans: Sequence[Span]) -> None:
+            n = _count(spans, head)
             output[:n, :width] = silu_mul(gate[:n, :width], up[:n, :width])
 
         self._steps.append(step)
@@ -287,7 +293,6 @@ class ReferenceProgram:
     def is_compiled(self) -> bool:
         return True
 
-    def run(self, tokens: int, position: int, head_first: int, head_tokens: int) -> None:
-        chunk = Chunk(tokens, position, head_first, head_tokens)
+    def run(self, spans: Sequence[Span]) -> None:
         for step in self._steps:
-            step(chunk)
+            step(spans)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..cache import TILE, KeyValues
+from ..cache import KeyValues
 from ..config import ModelConfig
 from ..qtensor import Floats
+from .spans import aside_slots
 
 HEAD_TOKENS = 48
 """Rows of logits held at once, and so the longest chunk of which every token's are wanted."""
@@ -45,8 +46,8 @@ class Scratch:
     chunk: KeyValues  # keys and values of the chunk, one layer after the other
 
     @classmethod
-    def allocate(cls, config: ModelConfig, tokens: int, kind: str) -> Scratch:
-        """Room for chunks of up to ``tokens`` tokens and a cache of element type ``kind``."""
+    def allocate(cls, config: ModelConfig, tokens: int, kind: str, sequences: int = 1) -> Scratch:
+        """Room for passes of up to ``tokens`` tokens and a cache of element type ``kind``."""
         rows = padded_tokens(tokens)
         query = config.num_attention_heads * config.head_dim
         shared = config.num_key_value_heads * config.head_dim
@@ -67,5 +68,5 @@ class Scratch:
             cosines=np.zeros((rows, config.head_dim // 2), np.float32),
             sines=np.zeros((rows, config.head_dim // 2), np.float32),
             logits=room(config.vocab_size, HEAD_TOKENS),
-            chunk=KeyValues.allocate(config, tokens + TILE - 1, kind),
+            chunk=KeyValues.allocate(config, aside_slots(tokens, sequences), kind),
         )

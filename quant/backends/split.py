@@ -13,6 +13,7 @@ from ..sampling import Sampling
 from ..weights import Matrix
 from .cpu import CpuProgram
 from .cuda.program import CudaProgram
+from .spans import Span
 
 NORMS = 2
 """Norms of a layer; the first of them begins it."""
@@ -101,9 +102,9 @@ class SplitProgram:
     def is_compiled(self) -> bool:
         return self._host.is_compiled() and self._device.is_compiled()
 
-    def run(self, tokens: int, position: int, head_first: int, head_tokens: int) -> None:
-        self._host.run(tokens, position, head_first, head_tokens)
-        self._device.run(tokens, position, head_first, head_tokens)
+    def run(self, spans: Sequence[Span]) -> None:
+        self._host.run(spans)
+        self._device.run(spans)
 
     def fetch(self, rows: int) -> None:
         self._device.fetch(rows)

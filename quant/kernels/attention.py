@@ -202,18 +202,18 @@ def _scale_of(x, at, size):
 
 @kernel
 def copy_slot(
-    from_keys, from_values, from_key_scales, from_value_scales, from_slot, from_slots,
-    keys, values, key_scales, value_scales, slot, slots, head, size,
+    from_keys, from_values, from_key_scales, from_value_scales, from_head, from_slot, from_slots,
+    keys, values, key_scales, value_scales, head, slot, slots, size,
 ):  # fmt: skip
-    """Copy one position of one head from the chunk to the ring."""
-    source = (head * from_slots + from_slot // LANES * LANES) * size + from_slot % LANES
+    """Copy one position of one head to another place."""
+    source = (from_head * from_slots + from_slot // LANES * LANES) * size + from_slot % LANES
     target = (head * slots + slot // LANES * LANES) * size + slot % LANES
     for i in range(size):
         keys[target + i * LANES] = from_keys[source + i * LANES]
-    source = (head * from_slots + from_slot) * size
+    source = (from_head * from_slots + from_slot) * size
     target = (head * slots + slot) * size
     for i in range(size):
         values[target + i] = from_values[source + i]
     if key_scales.size > 0:
-        key_scales[head * slots + slot] = from_key_scales[head * from_slots + from_slot]
-        value_scales[head * slots + slot] = from_value_scales[head * from_slots + from_slot]
+        key_scales[head * slots + slot] = from_key_scales[from_head * from_slots + from_slot]
+        value_scales[head * slots + slot] = from_value_scales[from_head * from_slots + from_slot]

@@ -48,11 +48,14 @@ def _parts(step):
 
 
 @kernel
-def _units(step, first, tokens, chunk, position):
-    """Into how many pieces the work of ``step`` on ``tokens`` tokens from ``first`` on falls.
+def _last(span):
+    """The position of a sequence's last token."""
+    return span.position + span.tokens - 1
 
-    They belong to a chunk of ``chunk`` tokens at ``position``.
-    """
+
+@kernel
+def _units(step, spans, tokens):
+    """Into how many pieces the work of ``step`` on ``tokens`` tokens of ``spans`` falls."""
     if tokens == 0:
         return 0
     if step.op == MATMUL:
@@ -61,10 +64,14 @@ def _units(step, first, tokens, chunk, position):
     if step.op == FLOAT_MATMUL:
         return (step.rows + 15) // 16
     if step.op == ATTENTION:
-        together = attending.tokens_together(step, tokens)
-        shares = (tokens + together - 1) // together
         if tokens == 1:
-            shares = attending.splits_seen(step, position + first)
+            span = spans[attending.single(spans, step.head)]
+            return attending.splits_seen(step, _last(span)) * step.kv_heads
+        shares = 0
+        for i in range(spans.size):
+            _, count, _ = attending.rows_of(spans[i], step.head)
+            if count > 0:
+                shares += attending.shares_of(step, count)
         return shares * step.kv_heads
     if step.op == MERGE:
         return step.heads if tokens == 1 else 0
@@ -73,7 +80,10 @@ def _units(step, first, tokens, chunk, position):
         tile = matmul.width_for(tokens, step.planes)
         return (tokens + tile - 1) // tile * _parts(step)
     if step.op == COMMIT:
-        return step.kv_heads if attending.is_aside(step, chunk, position) else 0
+        for i in range(spans.size):
+            if attending.is_aside(step, spans[i]):
+                return spans.size * step.kv_heads
+        return 0
     return tokens
 
 
@@ -99,10 +109,10 @@ def _embed(step, token):
 
 
 @kernel
-def _rows(step, unit, tokens, first):
+def _rows(step, unit, tokens, head_rows):
     """A norm, a gate or bytes alone, for a tile of tokens, or for some columns of it.
 
-    The residual stream has a row for each token of the chunk, and is read from row ``first`` on.
+    The residual stream has a row for each token of the pass; those of ``head_rows`` are wanted.
     """
     planes = 2 if tokens == 1 else step.planes
     tile = matmul.width_for(tokens, step.planes)
@@ -116,7 +126,8 @@ def _rows(step, unit, tokens, first):
         if step.op == NORM:
             pointwise.norm_row(
                 f32(step.x), f32(step.delta), f32(step.weight), step.epsilon,
-                (first + token) * step.x_stride, token * step.delta_stride,
+                (head_rows[token] if step.head else token) * step.x_stride,
+                token * step.delta_stride,
                 step.columns, output, at,
             )  # fmt: skip
         elif step.op == GATE:
@@ -183,19 +194,18 @@ def _float_matmul(step, unit, tokens):
 
 
 @entry
-def run(program, counters, barrier, thread, threads, tokens, position, head_first, head_tokens, kv):
+def run(program, counters, barrier, thread, threads, spans, span_of, head_rows, kv):
     """Carry out ``program`` as thread ``thread`` of ``threads``.
 
-    ``tokens`` ids lie in the ids buffer; the first is at ``position``. Steps that only serve the
-    logits work on ``head_tokens`` tokens from ``head_first`` on. ``counters`` (int64, ``SPACING``
-    for each step, all 0) and ``barrier`` (int64) are shared. ``kv`` is an empty array of the
-    cache's dtype.
+    ``spans`` (:data:`~quant.kernels.table.SPAN`) are the sequences' parts of the pass, ``span_of``
+    (int64) has the number of each row's, and ``head_rows`` (int64) are the rows whose logits are
+    wanted. ``counters`` (int64, ``SPACING`` for each step, all 0) and ``barrier`` (int64) are
+    shared. ``kv`` is an empty array of the cache's dtype.
     """
     for i in range(program.size):
         step = program[i]
-        first = head_first if step.head else 0
-        count = head_tokens if step.head else tokens
-        units = _units(step, first, count, tokens, position)
+        count = head_rows.size if step.head else span_of.size
+        units = _units(step, spans, count)
         while units > 0:
             unit = atomic_add(counters, i * SPACING, 1)
             if step.op == MATMUL and count <= TOKEN_BLOCK:
@@ -210,22 +220,24 @@ def run(program, counters, barrier, thread, threads, tokens, position, head_firs
             if step.op == MATMUL:
                 _matmul(step, unit, count)
             elif step.op == ATTENTION:
-                attending.attend(step, unit, first, count, tokens, position, kv, thread)
+                attending.attend(step, unit, spans, count, kv, thread)
             elif step.op in (NORM, GATE, QUANTIZE):
-                _rows(step, unit, count, first)
+                _rows(step, unit, count, head_rows)
             elif step.op == ROPE:
-                attending.rope(step, unit, tokens, position, kv)
+                attending.rope(step, unit, spans[span_of[unit]], kv)
             elif step.op == MERGE:
-                attending.merge_splits(step, unit, position + first)
+                span = spans[attending.single(spans, step.head)]
+                attending.merge_splits(step, unit, _last(span))
             elif step.op == COMMIT:
-                attending.commit(step, unit, tokens, position, kv)
+                attending.commit(step, unit % step.kv_heads, spans[unit // step.kv_heads], kv)
             elif step.op == FLOAT_MATMUL:
                 _float_matmul(step, unit, count)
             elif step.op == EMBED:
                 _embed(step, unit)
             elif step.op == ANGLES:
+                span = spans[span_of[unit]]
                 pointwise.rope_angles(
-                    np.float64(position + unit),
+                    np.float64(span.position + unit - span.row),
                     numba.carray(pointer_to(step.frequencies), (step.half,), np.float64),
                     f32(step.cosines), f32(step.sines), unit * step.half,
                 )  # fmt: skip

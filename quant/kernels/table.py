@@ -31,6 +31,11 @@ STEP = np.dtype(
 )
 """One step: addresses of arrays (0: none), sizes in elements. Unused fields are 0."""
 
+SPAN = np.dtype(
+    [(name, np.int64) for name in "row tokens position sequence aside wanted head_row".split()]
+)
+"""One sequence's part of a pass; :class:`~quant.backends.spans.Span` says what each field is."""
+
 ANY = 1 << 40
 """Length of a view whose bounds are known to whoever wrote the step."""
 

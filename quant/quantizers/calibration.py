@@ -17,6 +17,7 @@ import numpy as np
 from ..backends.protocol import Program, new_program
 from ..backends.reference import rms_norm
 from ..backends.scratch import Scratch
+from ..backends.spans import lay_out
 from ..cache import RollingCache
 from ..config import ModelConfig
 from ..qtensor import Floats
@@ -134,7 +135,7 @@ class LayerPass:
 
     def _run(self, program: Program, stream: Floats) -> None:
         self._scratch.x[: len(stream), : stream.shape[1]] = stream
-        program.run(len(stream), 0, 0, len(stream))
+        program.run(lay_out([(0, len(stream), 0, len(stream))]))
 
     def _take_up(self, program: Program) -> None:
         for stream in self._streams:

@@ -198,7 +198,7 @@ def test_a_broken_chunk_is_never_trusted(monkeypatch: pytest.MonkeyPatch) -> Non
     def break_off(*arguments: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(session._program, "run", break_off)
+    monkeypatch.setattr(session.program, "run", break_off)
     with pytest.raises(KeyboardInterrupt):
         session.feed(LONG[130:])
     monkeypatch.undo()

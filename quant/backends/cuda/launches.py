@@ -7,9 +7,9 @@ from typing import Any
 
 from ...qtensor import Floats, QuantSpec, QuantTensor
 from ...weights import Matrix
-from ..reference import Chunk
 from . import matvec as vectors
 from . import pointwise, tensor_cores
+from .chunk import Chunk
 from .jit import THREADS, has_tensor_cores
 from .matmul import TILE_BLOCKS, TILE_TOKENS, float_matmul, matmul
 from .memory import DeviceMatrix, DeviceMemory

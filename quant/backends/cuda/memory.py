@@ -188,9 +188,21 @@ class DeviceMemory:
         """Rows of a buffer as bytes."""
         return self._rows[id(buffer), group_size]
 
-    def parts(self, ring: KeyValues) -> tuple[Any, ...]:
+    def parts(self, slots: KeyValues) -> tuple[Any, ...]:
         """Keys, values and their scales."""
-        return tuple(self.on(array) if array.size else self._no_scales for array in arrays_of(ring))
+        return tuple(
+            self.on(array) if array.size else self._no_scales for array in arrays_of(slots)
+        )
+
+    def parts_of_each(self, ring: KeyValues) -> list[tuple[Any, ...]]:
+        """Keys, values and their scales of each sequence."""
+        if ring.values.ndim == 3:
+            return [self.parts(ring)]
+        arrays = arrays_of(ring)
+        return [
+            tuple(self.on(each)[number] if each.size else self._no_scales for each in arrays)
+            for number in range(len(ring.values))
+        ]
 
     def matrix(self, matrix: Matrix) -> DeviceMatrix:
         """The twin of a matrix."""

@@ -16,10 +16,12 @@ from ...errors import DeviceError
 from ...qtensor import Floats, QuantSpec, QuantTensor
 from ...sampling import REPETITION_SPAN, Sampling
 from ...weights import Matrix
-from ..reference import Chunk, rope_frequencies
+from ..reference import rope_frequencies
+from ..spans import Span
 from . import attention as attend
 from . import decode_attention, pointwise
 from . import matvec as vectors
+from .chunk import Chunk
 from .graphs import Graph
 from .jit import THREADS
 from .launches import Launch, Launches, kind_of_product
@@ -51,9 +53,10 @@ class CudaProgram(Launches):
         self._tokens = tokens
         self._launches: list[Launch] = []
         self._splits = 1
-        self._graphs: dict[tuple[int, int], Graph] = {}
+        self._graphs: dict[tuple[int, int, int], Graph] = {}
         self.inputs: list[Array] = []
         self.outputs: list[Array] = []
+        self._fetched = False
 
     # Recording.
 
@@ -166,12 +169,12 @@ class CudaProgram(Launches):
             arguments = (
                 self._state, on(q), heads, scale, on(k), on(v), on(cosines), on(sines),
             )  # fmt: skip
-            to_ring, to_chunk = self.memory.parts(ring), self.memory.parts(chunk)
+            to_rings, to_chunk = self.memory.parts_of_each(ring), self.memory.parts(chunk)
 
             def launch(run: Chunk) -> None:
                 direct = run.tokens == 1
                 kernel[(heads + shared, run.tokens), ROPE_THREADS, self._stream](
-                    *arguments, direct, *(to_ring if direct else to_chunk)
+                    *arguments, direct, *(to_rings[run.sequence] if direct else to_chunk)
                 )
 
             return launch
@@ -218,13 +221,14 @@ class CudaProgram(Launches):
                 combine = self._for_planes(
                     lambda planes: attend.combine_bytes(size, group_size, planes)
                 )
-            held, fresh = self.memory.parts(ring), self.memory.parts(chunk)
+            rings, fresh = self.memory.parts_of_each(ring), self.memory.parts(chunk)
 
             def launch(run: Chunk) -> None:
                 _, count = run.rows(head)
                 if not count:
                     return
                 one = run.tokens == 1
+                held = rings[run.sequence]
                 parts, cut = (splits, step) if one else (1, 0)
                 parts_of = self._partials[one]
                 if one and single is not None:
@@ -252,11 +256,14 @@ class CudaProgram(Launches):
 
         def make() -> Launch:
             kernel = pointwise.commit(kind_of(ring))
-            arguments = self._state, *self.memory.parts(chunk), *self.memory.parts(ring)
+            arguments = self._state, *self.memory.parts(chunk)
+            rings = self.memory.parts_of_each(ring)
 
             def launch(run: Chunk) -> None:
                 if run.tokens > 1:  # else it is there
-                    kernel[(shared, run.tokens), ROPE_THREADS, self._stream](*arguments)
+                    kernel[(shared, run.tokens), ROPE_THREADS, self._stream](
+                        *arguments, *rings[run.sequence]
+                    )
 
             return launch
 
@@ -322,16 +329,28 @@ class CudaProgram(Launches):
     def is_compiled(self) -> bool:
         return bool(self._launches)
 
-    def run(self, tokens: int, position: int, head_first: int, head_tokens: int) -> None:
+    def run(self, spans: Sequence[Span]) -> None:
+        """Sequences one after the other: here each of them reads the weights for itself."""
         self.compile()
-        chunk = Chunk(tokens, position, head_first, head_tokens)
-        state = np.array([position, tokens, head_first, head_tokens], np.int64)
+        self._fetched = len(spans) > 1
+        for span in spans:
+            self._run(span)
+            if self._fetched and span.wanted:
+                for array in self.outputs:
+                    rows = array[span.head_row : span.head_row + span.wanted]
+                    download(self.memory.on(array), rows, span.wanted, self._stream)
+
+    def _run(self, span: Span) -> None:
+        tokens, first = span.tokens, span.tokens - span.wanted
+        chunk = Chunk(tokens, span.position, first, span.wanted, span.sequence)
+        state = np.array([span.position, tokens, first, span.wanted], np.int64)
         upload(state, self._state, state.size, self._stream)
         for array in self.inputs:
-            self.memory.to_device(array, tokens, self._stream)
+            upload(array[span.row :], self.memory.on(array), tokens, self._stream)
         if tokens in (1, self._tokens):
             # Nothing else that launches are given changes between runs of one length.
-            graph = self._graphs.setdefault((tokens, head_tokens), Graph())
+            key = tokens, span.wanted, span.sequence
+            graph = self._graphs.setdefault(key, Graph())
             graph.run(self._stream, lambda: self._launch(chunk))
         else:
             self._launch(chunk)
@@ -341,6 +360,8 @@ class CudaProgram(Launches):
             self._stream.synchronize()
 
     def fetch(self, rows: int) -> None:
+        if self._fetched:
+            return
         for array in self.outputs if rows else ():
             self.memory.to_host(array, rows, self._stream)
 

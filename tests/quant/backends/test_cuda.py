@@ -14,6 +14,7 @@ import pytest
 from quant.backends import devices
 from quant.backends.cpu import CpuProgram
 from quant.backends.split import SplitProgram
+from quant.batch import Batch, Part, SessionOptions
 from quant.cache import RollingCache
 from quant.decoding.generation import generate
 from quant.errors import CacheError, DeviceError
@@ -234,3 +235,14 @@ def test_the_default_model_on_a_gpu(default_model_home: Path) -> None:
         for backend in ("cpu", "cuda")  # the graph of launches is replayed 38 times
     ]
     assert texts[0] == texts[1]
+
+
+def test_several_sequences_in_a_pass() -> None:
+    model = model_of(INT4)
+    options = SessionOptions(48, chunk=12, backend="cuda")
+    batch = Batch(model.config, model.weights, model.on_device, options, 2)
+    alone = [model.session(48, chunk=12, backend="cuda") for _ in range(2)]
+    for passes in (((0, [1, 2, 3]), (1, [4])), ((1, [5, 6]), (0, [7])), ((0, [8]),)):
+        got = batch.read([Part(sequence, ids) for sequence, ids in passes])
+        expected = [alone[sequence].feed(ids) for sequence, ids in passes]
+        np.testing.assert_array_equal(got, np.stack(expected))

@@ -1,0 +1,196 @@
+"""The forward pass, and passes that several sequences share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .backends.protocol import Program, new_program
+from .backends.scratch import HEAD_TOKENS, Scratch
+from .backends.spans import lay_out
+from .cache import KeyValues, RollingCache, rings
+from .config import ModelConfig
+from .errors import ConfigError, InputError
+from .qtensor import Floats
+from .weights import Weights
+
+CHUNK = 256
+"""Tokens of a prompt that are read at once; between chunks a reader can stop or show progress."""
+
+PLANES = {"exact": 2, "fast": 1}
+"""Precision of a prompt's activations: two int8 planes (as good as float32), or one."""
+
+
+def record_forward(
+    program: Program,
+    weights: Weights,
+    rooms: Sequence[KeyValues],
+    windows: Sequence[int | None],
+    scratch: Scratch,
+) -> None:
+    """The forward pass (Mistral 7B, section 2), step by step.
+
+    The residual stream is ``x``; what a branch computes waits in ``delta`` until the next norm adds
+    it. ``h`` is the input of the next product.
+    """
+    s = scratch
+    program.embed(weights.embedding, s.ids, s.x)
+    program.angles(s.cosines, s.sines)
+    delta = None
+    for layer, ring, window in zip(weights.layers, rooms, windows, strict=True):
+        # What comes after the last layer's keys and values serves the logits alone.
+        head = layer is weights.layers[-1]
+        program.norm(s.x, delta, layer.attention_norm, s.h, readers=(layer.q, layer.k, layer.v))
+        program.matmul(s.h, ((layer.q, s.q), (layer.k, s.k), (layer.v, s.v)))
+        program.rope(s.q, s.k, s.v, s.cosines, s.sines, ring, s.chunk)
+        program.attention(s.q, ring, window, s.chunk, s.h, readers=(layer.o,), head=head)
+        program.commit(s.chunk, ring)
+        program.matmul(s.h, ((layer.o, s.delta),), head=head)
+        program.norm(s.x, s.delta, layer.mlp_norm, s.h, readers=(layer.gate, layer.up), head=head)
+        program.matmul(s.h, ((layer.gate, s.gate), (layer.up, s.up)), head=head)
+        program.gate(s.gate, s.up, s.h, readers=(layer.down,), head=head)
+        program.matmul(s.h, ((layer.down, s.delta),), head=head)
+        delta = s.delta
+    program.norm(s.x, delta, weights.norm, s.h, readers=(weights.head,), head=True)
+    program.matmul(s.h, ((weights.head, s.logits),), head=True)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """How a session computes; :meth:`Model.session` says what each means."""
+
+    max_context: int | None = None
+    window: int | None = None
+    kv: str = "f16"
+    prefill: str = "exact"
+    backend: str = "cpu"
+    threads: int | None = None
+    chunk: int = CHUNK
+    gpu_layers: int | None = None
+
+    def checked_context(self, config: ModelConfig) -> int:
+        """The most tokens that a session of a model will hold.
+
+        Raises :class:`~quant.errors.ConfigError` for options that cannot be.
+        """
+        limit = config.max_position_embeddings
+        context = limit if self.max_context is None else self.max_context
+        if not 0 < context <= limit:
+            raise ConfigError(f"The context can be 1 to {limit} tokens long, not {context}.")
+        if self.prefill not in PLANES:
+            raise ConfigError(f"Prefill is {' or '.join(PLANES)}, not {self.prefill!r}.")
+        if self.chunk < 1:
+            raise ConfigError(f"A chunk holds at least one token, not {self.chunk}.")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"At least one thread must compute, not {self.threads}.")
+        return context
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a pass reads for one sequence; logits of the last ``wanted`` ids are wanted."""
+
+    sequence: int
+    ids: Sequence[int]
+    wanted: int = 1
+
+
+class Batch:
+    """Sequences that share each reading of the weights.
+
+    Each has a rolling buffer of its own, and joins a pass or not. With ``prefill="exact"`` what a
+    sequence computes does not depend, to the last bit, on which others there are.
+
+    ``rows`` are the most tokens of a pass. Raises :class:`~quant.errors.ConfigError` for options
+    that cannot be.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        on_device: dict[int, Any],
+        options: SessionOptions,
+        sequences: int = 1,
+    ) -> None:
+        if sequences < 1:
+            raise ConfigError(f"At least one sequence must be read, not {sequences}.")
+        self.config = config
+        self.max_context = options.checked_context(config)
+        self.rows = max(min(options.chunk, self.max_context), sequences)
+        self.logits = max(HEAD_TOKENS, sequences)
+        first = RollingCache(config, self.max_context, options.window, options.kv, ())
+        self._rooms = rings(config, self.max_context, first.windows, options.kv, sequences)
+        self.caches = tuple(
+            RollingCache(
+                config,
+                self.max_context,
+                options.window,
+                options.kv,
+                tuple(room.of(sequence) for room in self._rooms),
+            )
+            for sequence in range(sequences)
+        )
+        self.ids: tuple[list[int], ...] = tuple([] for _ in range(sequences))
+        self._scratch = Scratch.allocate(config, self.rows, options.kv, sequences)
+        self.program = new_program(
+            options.backend,
+            config,
+            self.rows,
+            PLANES[options.prefill],
+            options.threads or available_processors(),
+            on_device,
+            options.gpu_layers,
+        )
+        record_forward(self.program, weights, self._rooms, first.windows, self._scratch)
+
+    def read(self, parts: Sequence[Part], fetch: bool = True) -> Floats:
+        """One pass over the weights: logits float32 [wanted tokens, vocab], part by part.
+
+        Without ``fetch`` they may stay on the device. Raises :class:`~quant.errors.InputError` for
+        parts that do not fit into a pass.
+        """
+        rows = sum(len(part.ids) for part in parts)
+        wanted = sum(part.wanted for part in parts)
+        if not parts or rows > self.rows or wanted > self.logits:
+            raise InputError(
+                f"A pass reads 1 to {self.rows} tokens, with logits of up to {self.logits}, not "
+                f"{rows} with {wanted}."
+            )
+        if len({part.sequence for part in parts}) < len(parts):
+            raise InputError("A sequence has one part of a pass.")
+        spans = lay_out(
+            [
+                (part.sequence, len(part.ids), self.caches[part.sequence].position, part.wanted)
+                for part in parts
+            ]
+        )
+        for part, span in zip(parts, spans, strict=True):
+            self._scratch.ids[span.row : span.row + span.tokens] = part.ids
+            self.caches[part.sequence].claim(span.tokens)
+        self.program.run(spans)
+        if fetch:
+            self.program.fetch(wanted)
+        for part in parts:
+            self.caches[part.sequence].advance(len(part.ids))
+            self.ids[part.sequence].extend(map(int, part.ids))
+        return self._scratch.logits[:wanted, : self.config.vocab_size].copy()
+
+    def fetch(self, rows: int) -> Floats:
+        """The logits of a pass that were left where they are, float32 [rows, vocab]."""
+        self.program.fetch(rows)
+        return self._scratch.logits[:rows, : self.config.vocab_size]
+
+    def trim(self, sequence: int, position: int) -> None:
+        """Forget a sequence's tokens from ``position`` on; see :meth:`RollingCache.trim`."""
+        self.caches[sequence].trim(position)
+        del self.ids[sequence][position:]
+
+
+def available_processors() -> int:
+    """Processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

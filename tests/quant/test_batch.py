@@ -1,0 +1,130 @@
+"""Sequences that share passes: each computes what it would alone, to the last bit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quant.batch import Batch, Part, SessionOptions
+from quant.errors import CacheError, ConfigError, InputError
+from quant.model import Model
+from quant.qtensor import QuantSpec
+
+from .models import TINY, random_model
+
+CONTEXT, ROWS, SEQUENCES = 300, 64, 4
+SPECS = (None, QuantSpec(4, 32, symmetric=False), QuantSpec(8, 32, symmetric=True))
+
+
+@cache
+def model_of(windows: tuple[int | None, ...], spec: QuantSpec | None) -> Model:
+    return random_model(replace(TINY, windows=windows, max_position_embeddings=CONTEXT), spec)
+
+
+def batch_of(model: Model, sequences: int = SEQUENCES, **options: object) -> Batch:
+    chosen = replace(SessionOptions(CONTEXT, chunk=ROWS), **options)  # type: ignore[arg-type]
+    return Batch(model.config, model.weights, model.on_device, chosen, sequences)
+
+
+@dataclass(frozen=True)
+class Event:
+    """A sequence reads ``tokens`` ids, or, with none, begins anew."""
+
+    sequence: int
+    tokens: int
+    wanted: int
+
+
+EVENTS = st.builds(
+    Event,
+    sequence=st.integers(0, SEQUENCES - 1),
+    tokens=st.sampled_from([0, 1, 1, 1, 2, 3, 5, 8, 15]),
+    wanted=st.integers(0, 3),
+)
+PASSES = st.lists(
+    st.lists(EVENTS, min_size=1, max_size=SEQUENCES, unique_by=lambda event: event.sequence),
+    max_size=24,
+)
+
+
+@settings(max_examples=60)
+@given(
+    passes=PASSES,
+    windows=st.sampled_from([(None, None), (64, None), (40, 64), (1, 7)]),
+    kv=st.sampled_from(["f32", "f16", "int8"]),
+    spec=st.sampled_from(SPECS),
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 1000),
+)
+def test_company_changes_no_bit(
+    passes: list[list[Event]],
+    windows: tuple[int | None, ...],
+    kv: str,
+    spec: QuantSpec | None,
+    threads: int,
+    seed: int,
+) -> None:
+    model, random = model_of(windows, spec), np.random.default_rng(seed)
+    batch = batch_of(model, kv=kv, threads=threads)
+    alone = [model.session(CONTEXT, kv=kv, threads=1, chunk=13) for _ in range(SEQUENCES)]
+    for events in passes:
+        parts = []
+        for event in events:
+            room = CONTEXT - batch.caches[event.sequence].position
+            if event.tokens == 0 or room < event.tokens:
+                batch.trim(event.sequence, 0)
+                alone[event.sequence].trim(0)
+            if event.tokens:
+                ids = random.integers(0, TINY.vocab_size, event.tokens).tolist()
+                parts.append(Part(event.sequence, ids, min(event.wanted, event.tokens)))
+        if not parts:
+            continue
+        got = batch.read(parts)
+        expected = [
+            alone[part.sequence].feed(part.ids, every=True)[len(part.ids) - part.wanted :]
+            for part in parts
+        ]
+        np.testing.assert_array_equal(got, np.concatenate(expected))
+        for part in parts:
+            assert batch.ids[part.sequence] == alone[part.sequence].ids
+
+
+@pytest.mark.parametrize("windows", [(None, None), (64, 5)])
+def test_the_numpy_backend_says_the_same(windows: tuple[int | None, ...]) -> None:
+    model, random = model_of(windows, None), np.random.default_rng(0)
+    batches = [batch_of(model, kv="f32", backend=backend) for backend in ("cpu", "numpy")]
+    for _ in range(12):
+        parts = [
+            Part(int(sequence), random.integers(0, TINY.vocab_size, count).tolist(), int(count))
+            for sequence in random.permutation(SEQUENCES)[:3]
+            for count in [int(random.integers(1, 9))]
+        ]
+        got, expected = (batch.read(parts) for batch in batches)
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_pass_has_bounds() -> None:
+    batch = batch_of(model_of((None, None), None))
+    for parts in ([], [Part(0, [1] * (ROWS + 1))], [Part(0, [1] * 60, 60)]):
+        with pytest.raises(InputError, match=f"1 to {ROWS} tokens"):
+            batch.read(parts)
+    with pytest.raises(InputError, match="one part"):
+        batch.read([Part(0, [1]), Part(0, [2])])
+    assert batch.ids == ([], [], [], [])
+    with pytest.raises(ConfigError, match="At least one sequence"):
+        batch_of(model_of((None, None), None), 0)
+
+
+def test_a_ring_that_wrapped_cannot_be_taken_back_but_its_neighbours_can() -> None:
+    batch = batch_of(model_of((5, 5), None))
+    for _ in range(3):
+        batch.read([Part(0, [1] * 40), Part(1, [2] * 20)])
+    with pytest.raises(CacheError, match="overwritten"):
+        batch.trim(0, 30)
+    batch.trim(1, 55)
+    assert (len(batch.ids[0]), len(batch.ids[1])) == (120, 55)

@@ -12,7 +12,7 @@ from .backends.scratch import HEAD_TOKENS, Scratch
 from .backends.spans import lay_out
 from .cache import KeyValues, RollingCache, rings
 from .config import ModelConfig
-from .errors import ConfigError, InputError
+from .errors import ConfigError, ContextFullError, InputError
 from .qtensor import Floats
 from .weights import Weights
 
@@ -120,7 +120,7 @@ class Batch:
         self.config = config
         self.max_context = options.checked_context(config)
         self.rows = max(min(options.chunk, self.max_context), sequences)
-        self.logits = max(HEAD_TOKENS, sequences)
+        self.logits = max(HEAD_TOKENS, sequences)  # as many as there is room for
         first = RollingCache(config, self.max_context, options.window, options.kv, ())
         self._rooms = rings(config, self.max_context, first.windows, options.kv, sequences)
         self.caches = tuple(
@@ -149,18 +149,12 @@ class Batch:
     def read(self, parts: Sequence[Part], fetch: bool = True) -> Floats:
         """One pass over the weights: logits float32 [wanted tokens, vocab], part by part.
 
-        Without ``fetch`` they may stay on the device. Raises :class:`~quant.errors.InputError` for
-        parts that do not fit into a pass.
+        Without ``fetch`` they may stay on the device. Before anything is computed it raises
+        :class:`~quant.errors.InputError` for parts that do not fit into a pass and for ids outside
+        the vocabulary, :class:`~quant.errors.ContextFullError` for a sequence that is full.
         """
-        rows = sum(len(part.ids) for part in parts)
+        self._check(parts)
         wanted = sum(part.wanted for part in parts)
-        if not parts or rows > self.rows or wanted > self.logits:
-            raise InputError(
-                f"A pass reads 1 to {self.rows} tokens, with logits of up to {self.logits}, not "
-                f"{rows} with {wanted}."
-            )
-        if len({part.sequence for part in parts}) < len(parts):
-            raise InputError("A sequence has one part of a pass.")
         spans = lay_out(
             [
                 (part.sequence, len(part.ids), self.caches[part.sequence].position, part.wanted)
@@ -177,6 +171,29 @@ class Batch:
             self.caches[part.sequence].advance(len(part.ids))
             self.ids[part.sequence].extend(map(int, part.ids))
         return self._scratch.logits[:wanted, : self.config.vocab_size].copy()
+
+    def _check(self, parts: Sequence[Part]) -> None:
+        rows, wanted = sum(len(part.ids) for part in parts), sum(part.wanted for part in parts)
+        if not parts or rows > self.rows or wanted > self.logits:
+            raise InputError(
+                f"A pass reads 1 to {self.rows} tokens, with logits of up to {self.logits}, not "
+                f"{rows} with {wanted}."
+            )
+        if len({part.sequence for part in parts}) < len(parts):
+            raise InputError("A sequence has one part of a pass.")
+        for part in parts:
+            count = len(part.ids)
+            if not 0 <= part.sequence < len(self.caches):
+                raise InputError(f"There is no sequence {part.sequence}.")
+            if not (0 <= part.wanted <= count and count > 0):
+                raise InputError(f"Logits of {part.wanted} of {count} tokens cannot be had.")
+            if min(part.ids) < 0 or max(part.ids) >= self.config.vocab_size:
+                raise InputError(
+                    f"A token id is outside the model's vocabulary of {self.config.vocab_size}."
+                )
+            left = self.max_context - self.caches[part.sequence].position
+            if count > left:
+                raise ContextFullError(count, left)
 
     def fetch(self, rows: int) -> Floats:
         """The logits of a pass that were left where they are, float32 [rows, vocab]."""

@@ -13,7 +13,8 @@ from ..qtensor import Floats
 from .spans import aside_slots
 
 HEAD_TOKENS = 48
-"""Rows of logits held at once, and so the longest chunk of which every token's are wanted."""
+"""Rows of logits held at once, or more where there are more sequences; so many of a chunk's tokens
+can be wanted."""
 
 WIDTH_PADDING, TOKEN_PADDING = 64, 24
 """Buffers have room for multiples of these, so that kernels may write whole tiles."""
@@ -42,7 +43,7 @@ class Scratch:
     up: Floats  # [T, D intermediate]
     cosines: Floats  # [T, head_dim / 2]
     sines: Floats  # [T, head_dim / 2]
-    logits: Floats  # [HEAD_TOKENS, D vocab]
+    logits: Floats  # [rows wanted at most, D vocab]
     chunk: KeyValues  # keys and values of the chunk, one layer after the other
 
     @classmethod
@@ -67,6 +68,6 @@ class Scratch:
             up=room(config.intermediate_size),
             cosines=np.zeros((rows, config.head_dim // 2), np.float32),
             sines=np.zeros((rows, config.head_dim // 2), np.float32),
-            logits=room(config.vocab_size, HEAD_TOKENS),
+            logits=room(config.vocab_size, padded_tokens(max(HEAD_TOKENS, sequences))),
             chunk=KeyValues.allocate(config, aside_slots(tokens, sequences), kind),
         )

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quant.backends.scratch import HEAD_TOKENS
 from quant.batch import Batch, Part, SessionOptions
-from quant.errors import CacheError, ConfigError, InputError
+from quant.errors import CacheError, ConfigError, ContextFullError, InputError
 from quant.model import Model
 from quant.qtensor import QuantSpec
 
@@ -113,9 +114,23 @@ def test_a_pass_has_bounds() -> None:
     for parts in ([], [Part(0, [1] * (ROWS + 1))], [Part(0, [1] * 60, 60)]):
         with pytest.raises(InputError, match=f"1 to {ROWS} tokens"):
             batch.read(parts)
-    with pytest.raises(InputError, match="one part"):
-        batch.read([Part(0, [1]), Part(0, [2])])
+    for parts, said in (
+        ([Part(0, [1]), Part(0, [2])], "one part"),
+        ([Part(SEQUENCES, [1])], "no sequence"),
+        ([Part(-1, [1])], "no sequence"),
+        ([Part(0, [1], 2)], "2 of 1"),
+        ([Part(0, [], 0)], "0 of 0"),
+        ([Part(0, [1]), Part(1, [TINY.vocab_size])], "outside the model's vocabulary"),
+        ([Part(0, [-1])], "outside the model's vocabulary"),
+    ):
+        with pytest.raises(InputError, match=said):
+            batch.read(parts)
     assert batch.ids == ([], [], [], [])
+    for _ in range(CONTEXT // 60):
+        batch.read([Part(0, [1] * 60)])
+    with pytest.raises(ContextFullError):
+        batch.read([Part(1, [1]), Part(0, [1])])
+    assert batch.ids[1] == []
     with pytest.raises(ConfigError, match="At least one sequence"):
         batch_of(model_of((None, None), None), 0)
 
@@ -128,3 +143,14 @@ def test_a_ring_that_wrapped_cannot_be_taken_back_but_its_neighbours_can() -> No
         batch.trim(0, 30)
     batch.trim(1, 55)
     assert (len(batch.ids[0]), len(batch.ids[1])) == (120, 55)
+
+
+def test_more_sequences_than_rows_of_logits_are_held_for_one() -> None:
+    count = HEAD_TOKENS + 3
+    model = model_of((None, None), SPECS[1])
+    batch = batch_of(model, count)
+    got = batch.read([Part(sequence, [sequence % 7]) for sequence in range(count)])
+    expected = model.session(CONTEXT)
+    for sequence in (0, 6, HEAD_TOKENS, count - 1):
+        expected.trim(0)
+        np.testing.assert_array_equal(got[sequence], expected.feed([sequence % 7]))

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from .backends.protocol import Program, new_program
-from .backends.scratch import HEAD_TOKENS, Scratch
+from .backends.scratch import Scratch, rows_of_logits
 from .backends.spans import lay_out
-from .cache import KeyValues, RollingCache, rings
+from .cache import KeyValues, RollingCache, narrowed, rings
 from .config import ModelConfig
 from .errors import ConfigError, ContextFullError, InputError
 from .qtensor import Floats
@@ -120,9 +120,9 @@ class Batch:
         self.config = config
         self.max_context = options.checked_context(config)
         self.rows = max(min(options.chunk, self.max_context), sequences)
-        self.logits = max(HEAD_TOKENS, sequences)  # as many as there is room for
-        first = RollingCache(config, self.max_context, options.window, options.kv, ())
-        self._rooms = rings(config, self.max_context, first.windows, options.kv, sequences)
+        self.logits = rows_of_logits(sequences)
+        windows = narrowed(config, options.window)
+        self._rooms = rings(config, self.max_context, windows, options.kv, sequences)
         self.caches = tuple(
             RollingCache(
                 config,
@@ -144,7 +144,7 @@ class Batch:
             on_device,
             options.gpu_layers,
         )
-        record_forward(self.program, weights, self._rooms, first.windows, self._scratch)
+        record_forward(self.program, weights, self._rooms, windows, self._scratch)
 
     def read(self, parts: Sequence[Part], fetch: bool = True) -> Floats:
         """One pass over the weights: logits float32 [wanted tokens, vocab], part by part.
@@ -187,13 +187,17 @@ class Batch:
                 raise InputError(f"There is no sequence {part.sequence}.")
             if not (0 <= part.wanted <= count and count > 0):
                 raise InputError(f"Logits of {part.wanted} of {count} tokens cannot be had.")
-            if min(part.ids) < 0 or max(part.ids) >= self.config.vocab_size:
-                raise InputError(
-                    f"A token id is outside the model's vocabulary of {self.config.vocab_size}."
-                )
-            left = self.max_context - self.caches[part.sequence].position
-            if count > left:
-                raise ContextFullError(count, left)
+            self.check_ids(part.sequence, part.ids)
+
+    def check_ids(self, sequence: int, ids: Sequence[int]) -> None:
+        """Raise InputError for ids that there are not, ContextFullError where they do not fit."""
+        if min(ids) < 0 or max(ids) >= self.config.vocab_size:
+            raise InputError(
+                f"A token id is outside the model's vocabulary of {self.config.vocab_size}."
+            )
+        left = self.max_context - self.caches[sequence].position
+        if len(ids) > left:
+            raise ContextFullError(len(ids), left)
 
     def fetch(self, rows: int) -> Floats:
         """The logits of a pass that were left where they are, float32 [rows, vocab]."""

@@ -85,6 +85,13 @@ class KeyValues:
         )
 
 
+def narrowed(config: ModelConfig, window: int | None) -> tuple[int | None, ...]:
+    """Each layer's window, none wider than ``window``; raises CacheError for one of no tokens."""
+    if window is not None and window < 1:
+        raise CacheError("A window must hold at least one token.")
+    return tuple(own if window is None else min(window, own or window) for own in config.windows)
+
+
 def rings(
     config: ModelConfig,
     context: int,
@@ -121,15 +128,11 @@ class RollingCache:
         kind: str,
         layers: tuple[KeyValues, ...] | None = None,
     ) -> None:
-        if window is not None and window < 1:
-            raise CacheError("A window must hold at least one token.")
         self.kind = kind
         self.context = context
         self.position = 0
         self.furthest = 0
-        self.windows = tuple(
-            own if window is None else min(window, own or window) for own in config.windows
-        )
+        self.windows = narrowed(config, window)
         self.layers = rings(config, context, self.windows, kind) if layers is None else layers
 
     @property

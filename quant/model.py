@@ -18,7 +18,7 @@ from .batch import CHUNK, Batch, Part, SessionOptions
 from .cache import RollingCache
 from .cache_file import read_cache, write_cache
 from .config import ModelConfig
-from .errors import CacheError, ContextFullError, InputError
+from .errors import CacheError, InputError
 from .qtensor import Floats
 from .sampling import Sampler, check_logits
 from .weights import Weights, check_weights
@@ -251,12 +251,7 @@ class Session:
         array = np.asarray(ids, np.int64)
         if array.ndim != 1 or array.size == 0:
             raise InputError("There is nothing to read: no token ids were given.")
-        if array.min() < 0 or array.max() >= self.model.config.vocab_size:
-            raise InputError(
-                f"A token id is outside the model's vocabulary of {self.model.config.vocab_size}."
-            )
-        if self.position + array.size > self.max_context:
-            raise ContextFullError(array.size, self.max_context - self.position)
+        self._batch.check_ids(0, array.tolist())
         return array
 
     def _feed_chunk(

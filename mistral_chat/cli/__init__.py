@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import TextIO
 
 import typer
 
@@ -92,7 +93,11 @@ def _shortened(text: str) -> str:
 
 def _drop_output() -> None:
     """Send what is still buffered nowhere: the interpreter flushes at exit and would complain."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _lead_nowhere(sys.stdout)
+
+
+def _lead_nowhere(stream: TextIO) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class _Notes(io.TextIOWrapper):
@@ -106,7 +111,7 @@ class _Notes(io.TextIOWrapper):
         try:
             return super().write(text)
         except OSError:
-            self._lose()
+            _lead_nowhere(self)
             return len(text)
 
     def flush(self) -> None:
@@ -114,10 +119,7 @@ class _Notes(io.TextIOWrapper):
         try:
             super().flush()
         except OSError:
-            self._lose()
-
-    def _lose(self) -> None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            _lead_nowhere(self)
 
 
 class _Printable(logging.Formatter):

@@ -96,7 +96,7 @@ def _first_bytes(file: Path, descriptor: int) -> bytes:
         if is_waited_for(descriptor):
             raise UsageError(f"Nobody writes into {file} at this moment; name a file.")
         return first
-    elif not (stat.S_ISREG(what.st_mode) or stat.S_ISDIR(what.st_mode) or is_input or is_empty):
+    elif not (stat.S_ISDIR(what.st_mode) or is_input or is_empty):
         raise UsageError(f"{file} is a device, not a file; name a file.")
     os.set_blocking(descriptor, True)
     return first

@@ -140,10 +140,11 @@ class Description:
             return []
         pieces = re.compile("|".join(map(re.escape, sorted(sought, key=len, reverse=True))))
         return [
-            (found.start(), found.end(), sought[found[0]])
+            (start, stop, sought[found[0]])
             for found in pieces.finditer(text)
+            for start, stop in [found.span()]
             if not sought[found[0]].flags["single_word"]
-            or not (_WORD.match(text[: found.start()][-1:]) or _WORD.match(text, found.end()))
+            or not (_WORD.match(text[max(0, start - 1) : start]) or _WORD.match(text, stop))
         ]
 
     def _is_unknown(self, each: Added, config: TokenizerConfig) -> bool:

@@ -1,6 +1,6 @@
 """What a device offers: the steps of a forward pass, recorded once and run for each chunk.
 
-``quant.model`` writes the forward pass by calling these functions in order, one call for each step
+``quant.batch`` writes the forward pass by calling these functions in order, one call for each step
 of the network. A backend notes what it has to do; :meth:`Program.run` then does it for any number
 of tokens. So the forward pass is written once, and each device decides how to carry it out:
 ``numpy`` calls plain NumPy, ``cpu`` walks a table with all threads in one compiled call.

@@ -25,6 +25,11 @@ def padded_tokens(tokens: int) -> int:
     return -(-tokens // TOKEN_PADDING) * TOKEN_PADDING
 
 
+def rows_of_logits(sequences: int) -> int:
+    """Rows of logits that are held for so many sequences: one for each at least."""
+    return max(HEAD_TOKENS, sequences)
+
+
 @dataclass(frozen=True)
 class Scratch:
     """Buffers of one session.
@@ -68,6 +73,6 @@ class Scratch:
             up=room(config.intermediate_size),
             cosines=np.zeros((rows, config.head_dim // 2), np.float32),
             sines=np.zeros((rows, config.head_dim // 2), np.float32),
-            logits=room(config.vocab_size, padded_tokens(max(HEAD_TOKENS, sequences))),
+            logits=room(config.vocab_size, padded_tokens(rows_of_logits(sequences))),
             chunk=KeyValues.allocate(config, aside_slots(tokens, sequences), kind),
         )

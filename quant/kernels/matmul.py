@@ -147,30 +147,18 @@ def _tile(bits: int, planes: int, rows: int, tokens: int) -> Any:
 
 
 def _of_widths(bits: int, planes: int, widths: tuple[int, ...]) -> Any:
-    """A kernel that takes a tile's width and does the tile."""
+    """A kernel that takes one of the widths and a tile's arguments, and does the tile."""
     width, *wider = widths
     tile = _tile(bits, planes, rows_of.py_func(width), width)
-    if not wider:
+    others = _of_widths(bits, planes, tuple(wider)) if wider else None
 
-        @kernel
-        def last_of_them(
-            _width, codes, ahead, step, scales, minimums, zero, columns, group_size, block, last,
-            high, low, x_scales, x_sums, x_totals, token, output, output_stride,
-        ):  # fmt: skip
-            tile(
-                codes, ahead, step, scales, minimums, zero, columns, group_size, block, last,
-                high, low, x_scales, x_sums, x_totals, token, output, output_stride,
-            )  # fmt: skip
-
-        return last_of_them
-    others = _of_widths(bits, planes, tuple(wider))
-
+    # Written out: a tuple of arguments would take a tenth longer to compile.
     @kernel
     def choice(
         this, codes, ahead, step, scales, minimums, zero, columns, group_size, block, last,
         high, low, x_scales, x_sums, x_totals, token, output, output_stride,
     ):  # fmt: skip
-        if this == width:
+        if others is None or this == width:
             tile(
                 codes, ahead, step, scales, minimums, zero, columns, group_size, block, last,
                 high, low, x_scales, x_sums, x_totals, token, output, output_stride,

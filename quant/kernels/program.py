@@ -1,7 +1,7 @@
 """The forward pass as a program: a table of steps that all threads walk through together.
 
-``quant.model`` writes the steps once for a session; :func:`run` then carries them out for each
-chunk of tokens in one call, without returning to Python. A step is a record of addresses and sizes.
+``quant.batch`` writes the steps once; :func:`run` then carries them out for each pass over some
+tokens in one call, without returning to Python. A step is a record of addresses and sizes.
 Its work falls into units that threads claim; where the next step reads what this one wrote, all
 threads meet first (``barrier``).
 """

@@ -3,7 +3,7 @@
 GPTQ wants, for each matrix, the second moments of its inputs, with the layers before it already
 quantized. So the texts' residual streams are kept, and each layer is run over them in stages as
 its matrices become known: q, k, v, then o, then gate and up, then down. Only one layer's weights
-are in memory. The stages are the steps of ``model.record_forward``, recorded for one layer alone
+are in memory. The stages are the steps of ``batch.record_forward``, recorded for one layer alone
 and run by a backend's own kernels.
 """
 

@@ -7,14 +7,14 @@ from typing import Any
 
 from ...qtensor import Floats, QuantSpec, QuantTensor
 from ...weights import Matrix
+from ..spans import Span
 from . import matvec as vectors
 from . import pointwise, tensor_cores
-from .chunk import Chunk
 from .jit import THREADS, has_tensor_cores
 from .matmul import TILE_BLOCKS, TILE_TOKENS, float_matmul, matmul
 from .memory import DeviceMatrix, DeviceMemory
 
-Launch = Callable[[Chunk], None]
+Launch = Callable[[Span], None]
 Kernels = tuple[Any, Any]
 """A kernel for a single token, whose rows are in two planes always, and one for more."""
 
@@ -38,8 +38,8 @@ class Launches:
     ) -> Launch:
         """A launch on ``grid(rows)`` blocks, of no rows none."""
 
-        def launch(run: Chunk) -> None:
-            _, count = run.rows(head)
+        def launch(run: Span) -> None:
+            _, count, _ = run.rows(head)
             if count:
                 kernel = kernels[run.tokens > 1]
                 kernel[grid(count), threads, self._stream](*arguments)
@@ -83,8 +83,8 @@ class Launches:
             operands = [each for five in joined for each in five]
             tiles = [self._tiles(kind, twin, data, out) for twin, out in twins]
 
-            def launch(run: Chunk) -> None:
-                _, count = run.rows(head)
+            def launch(run: Span) -> None:
+                _, count, _ = run.rows(head)
                 if run.tokens == 1 and count:
                     one[blocks, vectors.THREADS, self._stream](*operands, lines, *data)
                 elif count:

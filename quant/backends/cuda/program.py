@@ -21,7 +21,6 @@ from ..spans import Span
 from . import attention as attend
 from . import decode_attention, pointwise
 from . import matvec as vectors
-from .chunk import Chunk
 from .graphs import Graph
 from .jit import THREADS
 from .launches import Launch, Launches, kind_of_product
@@ -171,7 +170,7 @@ class CudaProgram(Launches):
             )  # fmt: skip
             to_rings, to_chunk = self.memory.parts_of_each(ring), self.memory.parts(chunk)
 
-            def launch(run: Chunk) -> None:
+            def launch(run: Span) -> None:
                 direct = run.tokens == 1
                 kernel[(heads + shared, run.tokens), ROPE_THREADS, self._stream](
                     *arguments, direct, *(to_rings[run.sequence] if direct else to_chunk)
@@ -223,8 +222,8 @@ class CudaProgram(Launches):
                 )
             rings, fresh = self.memory.parts_of_each(ring), self.memory.parts(chunk)
 
-            def launch(run: Chunk) -> None:
-                _, count = run.rows(head)
+            def launch(run: Span) -> None:
+                _, count, _ = run.rows(head)
                 if not count:
                     return
                 one = run.tokens == 1
@@ -259,7 +258,7 @@ class CudaProgram(Launches):
             arguments = self._state, *self.memory.parts(chunk)
             rings = self.memory.parts_of_each(ring)
 
-            def launch(run: Chunk) -> None:
+            def launch(run: Span) -> None:
                 if run.tokens > 1:  # else it is there
                     kernel[(shared, run.tokens), ROPE_THREADS, self._stream](
                         *arguments, *rings[run.sequence]
@@ -342,7 +341,6 @@ class CudaProgram(Launches):
 
     def _run(self, span: Span) -> None:
         tokens, first = span.tokens, span.tokens - span.wanted
-        chunk = Chunk(tokens, span.position, first, span.wanted, span.sequence)
         state = np.array([span.position, tokens, first, span.wanted], np.int64)
         upload(state, self._state, state.size, self._stream)
         for array in self.inputs:
@@ -351,9 +349,9 @@ class CudaProgram(Launches):
             # Nothing else that launches are given changes between runs of one length.
             key = tokens, span.wanted, span.sequence
             graph = self._graphs.setdefault(key, Graph())
-            graph.run(self._stream, lambda: self._launch(chunk))
+            graph.run(self._stream, lambda: self._launch(span))
         else:
-            self._launch(chunk)
+            self._launch(span)
         if tokens > 1:
             # So that whoever stops between chunks does not wait for those that follow. A token's
             # end is awaited with what it is for.
@@ -393,6 +391,6 @@ class CudaProgram(Launches):
         self._stream.synchronize()
         self.memory.take_up()
 
-    def _launch(self, chunk: Chunk) -> None:
+    def _launch(self, span: Span) -> None:
         for launch in self._launches:
-            launch(chunk)
+            launch(span)

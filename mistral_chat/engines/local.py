@@ -7,7 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import quant
-from mistral_chat.engines.events import Event, Finished, PrefillProgress, StartsOver, Timings, Usage
+from mistral_chat.engines.events import (
+    Event,
+    Finished,
+    PrefillProgress,
+    StartsOver,
+    TextDelta,
+    Timings,
+    Usage,
+)
+from mistral_chat.engines.many import Answers
 from mistral_chat.engines.memory import Memory
 from mistral_chat.engines.scorer import SessionScorer
 from mistral_chat.engines.writing import Writing
@@ -97,8 +106,16 @@ class ChatEngine:
             progress=report,
         )
         pending = b"" if begun is None else begun.pending
-        writing = Writing(self.tokenizer, generation, goes_on, pending, stop_loops)
-        yield from writing
+        writing = Writing(self.tokenizer, goes_on, pending, stop_loops)
+        for token in generation:
+            piece = writing.feed(token)
+            if piece:
+                yield TextDelta(piece)
+            if writing.in_loop:
+                break
+        rest = writing.end(generation.finish_reason)
+        if rest:
+            yield TextDelta(rest)
         prompt = self.template.encode(messages[:-1]) if goes_on else ids
         before = messages[-1].text if goes_on else ""
         self._memory.note(
@@ -111,6 +128,17 @@ class ChatEngine:
             timings=_timings(generation),
             seed=generation.seed,
         )
+
+    def answers(self, at_once: int, budget: int | None = None) -> Answers:
+        """Many conversations answered at once, each in a context as long as this engine's.
+
+        ``budget`` bounds the tokens of a pass while any is being answered; None lets prompts have
+        as many as a pass has room for, which answers all soonest.
+        """
+        scheduler = quant.Scheduler(
+            self.model, self._options, at_once, budget or self._options.chunk
+        )
+        return Answers(scheduler, self.tokenizer, self.template, self.stop_ids)
 
     def scorer(self, context: int) -> SessionScorer:
         """A scorer for ``context`` tokens, or as many as the model sees at once if that is less."""

@@ -2,53 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import quant
-from mistral_chat.engines.events import TextDelta
 from mistral_chat.engines.loops import LoopDetector
 from mistral_chat.tokenizers import Detokenizer, Tokenizer
 
 
 class Writing:
-    """An answer under way: to be iterated over once, and then to be asked what it came to.
+    """An answer under way: ids are fed to it, and it is asked what it came to.
 
     ``goes_on`` says that it goes on with a text, of which ``pending`` is a character's beginning.
+    With ``stop_loops`` it notes when the answer begins to repeat itself (``in_loop``).
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
-        generation: quant.Generation,
-        goes_on: bool,
-        pending: bytes,
-        stop_loops: bool,
+        goes_on: bool = False,
+        pending: bytes = b"",
+        stop_loops: bool = True,
     ) -> None:
         drop_space = tokenizer.space_prefix != "never" and not goes_on
-        self._generation = generation
         self._detokenizer = Detokenizer(tokenizer.token_bytes, drop_space, pending)
         self._loops = LoopDetector() if stop_loops else None
         self._pieces: list[str] = []
         self.ids: list[int] = []
+        self.in_loop = False
         self.finish_reason = "cancelled"
 
-    def __iter__(self) -> Iterator[TextDelta]:
-        in_loop = False
-        for token in self._generation:
-            self.ids.append(token)
-            piece = self._detokenizer.feed(token)
-            if piece:
-                self._pieces.append(piece)
-                yield TextDelta(piece)
-            if self._loops is not None and self._loops.feed(token):
-                in_loop = True
-                break
-        self.finish_reason = "loop" if in_loop else self._generation.finish_reason or "cancelled"
+    def feed(self, token: int) -> str:
+        """The text that the next id adds; nothing while a character is not whole."""
+        self.ids.append(token)
+        if self._loops is not None and self._loops.feed(token):
+            self.in_loop = True
+        return self._add(self._detokenizer.feed(token))
+
+    def end(self, reason: str | None) -> str:
+        """The text that is left at the end, for the reason that there are no more ids."""
+        self.finish_reason = "loop" if self.in_loop else reason or "cancelled"
         # A character that was cut off is not lost: the model may go on with it.
-        tail = self._detokenizer.flush() if self.finish_reason == "stop" else ""
-        if tail:
-            self._pieces.append(tail)
-            yield TextDelta(tail)
+        return self._add(self._detokenizer.flush() if self.finish_reason == "stop" else "")
+
+    def _add(self, piece: str) -> str:
+        self._pieces.append(piece)
+        return piece
 
     @property
     def text(self) -> str:

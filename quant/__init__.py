@@ -23,9 +23,13 @@ if TYPE_CHECKING:
     from .checkpoints import quantize as quantize
     from .checkpoints.gguf import read_metadata as read_gguf_metadata
     from .config import ModelConfig as ModelConfig
+    from .decoding.answers import Answer as Answer
     from .decoding.generation import Generation as Generation
     from .decoding.generation import generate as generate
+    from .decoding.scheduling import Running as Running
+    from .decoding.scheduling import Scheduler as Scheduler
     from .decoding.scoring import score as score
+    from .decoding.scoring import scoring as scoring
     from .errors import CacheError as CacheError
     from .errors import CheckpointError as CheckpointError
     from .errors import ConfigError as ConfigError
@@ -64,7 +68,9 @@ _HOMES = {
     "model": ("Model", "Session"),
     "qtensor": ("QuantSpec", "QuantTensor"),
     "sampling": ("Sampling",),
-    "decoding.scoring": ("score",),
+    "decoding.answers": ("Answer",),
+    "decoding.scheduling": ("Running", "Scheduler"),
+    "decoding.scoring": ("score", "scoring"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

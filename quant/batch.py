@@ -9,7 +9,7 @@ from typing import Any
 
 from .backends.protocol import Program, new_program
 from .backends.scratch import Scratch, rows_of_logits
-from .backends.spans import lay_out
+from .backends.spans import lay_out, slots_aside
 from .cache import KeyValues, RollingCache, narrowed, rings
 from .config import ModelConfig
 from .errors import ConfigError, ContextFullError, InputError
@@ -18,6 +18,9 @@ from .weights import Weights
 
 CHUNK = 256
 """Tokens of a prompt that are read at once; between chunks a reader can stop or show progress."""
+
+LEAST_ROWS = 32
+"""Tokens for which a pass has room however short the chunks are."""
 
 PLANES = {"exact": 2, "fast": 1}
 """Precision of a prompt's activations: two int8 planes (as good as float32), or one."""
@@ -90,11 +93,16 @@ class SessionOptions:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What a pass reads for one sequence; logits of the last ``wanted`` ids are wanted."""
+    """What a pass reads for one sequence; logits of the last ``wanted`` ids are wanted.
+
+    What is not ``kept`` branches off: it is read after what the sequence holds, and leaves no
+    trace. A sequence has several such parts in a pass, or one that is kept.
+    """
 
     sequence: int
     ids: Sequence[int]
     wanted: int = 1
+    kept: bool = True
 
 
 class Batch:
@@ -103,8 +111,8 @@ class Batch:
     Each has a rolling buffer of its own, and joins a pass or not. With ``prefill="exact"`` what a
     sequence computes does not depend, to the last bit, on which others there are.
 
-    ``rows`` are the most tokens of a pass. Raises :class:`~quant.errors.ConfigError` for options
-    that cannot be.
+    ``rows`` are the most tokens of a pass, ``chunk`` those in which a prompt is to be read. Raises
+    :class:`~quant.errors.ConfigError` for options that cannot be.
     """
 
     def __init__(
@@ -119,7 +127,8 @@ class Batch:
             raise ConfigError(f"At least one sequence must be read, not {sequences}.")
         self.config = config
         self.max_context = options.checked_context(config)
-        self.rows = max(min(options.chunk, self.max_context), sequences)
+        self.chunk = max(min(options.chunk, self.max_context), sequences)
+        self.rows = max(self.chunk, min(LEAST_ROWS, self.max_context))
         self.logits = rows_of_logits(sequences)
         windows = narrowed(config, options.window)
         self._rooms = rings(config, self.max_context, windows, options.kv, sequences)
@@ -155,54 +164,84 @@ class Batch:
         """
         self._check(parts)
         wanted = sum(part.wanted for part in parts)
-        spans = lay_out(
-            [
-                (part.sequence, len(part.ids), self.caches[part.sequence].position, part.wanted)
-                for part in parts
-            ]
-        )
+        spans = lay_out([(*self._place(part), part.wanted, part.kept) for part in parts])
         for part, span in zip(parts, spans, strict=True):
             self._scratch.ids[span.row : span.row + span.tokens] = part.ids
-            self.caches[part.sequence].claim(span.tokens)
+            self.caches[part.sequence].claim(span.tokens if part.kept else 1)
         self.program.run(spans)
         if fetch:
             self.program.fetch(wanted)
         for part in parts:
-            self.caches[part.sequence].advance(len(part.ids))
-            self.ids[part.sequence].extend(map(int, part.ids))
+            if part.kept:
+                self.caches[part.sequence].advance(len(part.ids))
+                self.ids[part.sequence].extend(map(int, part.ids))
         return self._scratch.logits[:wanted, : self.config.vocab_size].copy()
 
-    def _check(self, parts: Sequence[Part]) -> None:
+    def has_room(self, parts: Sequence[Part]) -> bool:
+        """Whether the parts fit into one pass."""
         rows, wanted = sum(len(part.ids) for part in parts), sum(part.wanted for part in parts)
-        if not parts or rows > self.rows or wanted > self.logits:
+        aside = sum(slots_aside(at, tokens) for _, tokens, at in map(self._place, parts))
+        return rows <= self.rows and wanted <= self.logits and aside <= self._scratch.chunk.slots
+
+    def _place(self, part: Part) -> tuple[int, int, int]:
+        return part.sequence, len(part.ids), self.caches[part.sequence].position
+
+    def _check(self, parts: Sequence[Part]) -> None:
+        kept = [part.sequence for part in parts if part.kept]
+        branched = {part.sequence for part in parts if not part.kept}
+        if len(set(kept)) < len(kept) or branched.intersection(kept):
+            raise InputError("A sequence has one part of a pass, or several that are not kept.")
+        for part in parts:
+            self.check(part)
+        if not parts or not self.has_room(parts):
+            rows, wanted = sum(len(part.ids) for part in parts), sum(part.wanted for part in parts)
             raise InputError(
                 f"A pass reads 1 to {self.rows} tokens, with logits of up to {self.logits}, not "
-                f"{rows} with {wanted}."
+                f"{rows} with {wanted} in {len(parts)} parts."
             )
-        if len({part.sequence for part in parts}) < len(parts):
-            raise InputError("A sequence has one part of a pass.")
-        for part in parts:
-            count = len(part.ids)
-            if not 0 <= part.sequence < len(self.caches):
-                raise InputError(f"There is no sequence {part.sequence}.")
-            if not (0 <= part.wanted <= count and count > 0):
-                raise InputError(f"Logits of {part.wanted} of {count} tokens cannot be had.")
-            self.check_ids(part.sequence, part.ids)
 
-    def check_ids(self, sequence: int, ids: Sequence[int]) -> None:
-        """Raise InputError for ids that there are not, ContextFullError where they do not fit."""
+    def check(self, part: Part) -> None:
+        """Raise InputError for a part that cannot be, ContextFullError where it does not fit.
+
+        One that is kept may be longer than a pass, and is then read in pieces.
+        """
+        if not 0 <= part.sequence < len(self.caches):
+            raise InputError(f"There is no sequence {part.sequence}.")
+        self.check_vocabulary(part.ids)
+        count, left = len(part.ids), self.max_context - self.caches[part.sequence].position
+        if not 0 <= part.wanted <= count:
+            raise InputError(f"Logits of {part.wanted} of {count} tokens cannot be had.")
+        if count > left:
+            raise ContextFullError(count, left)
+        if not part.kept and not self.has_room([part]):
+            raise InputError(f"A branch of {count} tokens does not fit into a pass.")
+
+    def check_vocabulary(self, ids: Sequence[int]) -> None:
+        """Raise InputError for no ids, and for ids that there are not."""
+        if not len(ids):
+            raise InputError("There is nothing to read: no token ids were given.")
         if min(ids) < 0 or max(ids) >= self.config.vocab_size:
             raise InputError(
                 f"A token id is outside the model's vocabulary of {self.config.vocab_size}."
             )
-        left = self.max_context - self.caches[sequence].position
-        if len(ids) > left:
-            raise ContextFullError(len(ids), left)
 
     def fetch(self, rows: int) -> Floats:
         """The logits of a pass that were left where they are, float32 [rows, vocab]."""
         self.program.fetch(rows)
         return self._scratch.logits[:rows, : self.config.vocab_size]
+
+    def copy(self, source: int, target: int, position: int) -> None:
+        """Let sequence ``target`` hold what ``source`` read in its first ``position`` tokens.
+
+        So what texts begin with in common is read once. Raises :class:`~quant.errors.CacheError`
+        where ``source`` no longer holds what the next token would see.
+        """
+        if source == target:
+            self.trim(source, position)
+            return
+        slots = self.caches[target].follow(self.caches[source], position)
+        self.ids[target][:] = self.ids[source][:position]
+        self.program.copy(source, target, slots)
 
     def trim(self, sequence: int, position: int) -> None:
         """Forget a sequence's tokens from ``position`` on; see :meth:`RollingCache.trim`."""

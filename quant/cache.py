@@ -85,6 +85,15 @@ class KeyValues:
         )
 
 
+def copy_slots(source: KeyValues, target: KeyValues, slots: int) -> None:
+    """Copy the first ``slots`` slots, a multiple of 64, of one sequence's ring to another's."""
+    target.keys[:, : slots // LANES] = source.keys[:, : slots // LANES]
+    target.values[:, :slots] = source.values[:, :slots]
+    if source.key_scales.size:
+        target.key_scales[:, :slots] = source.key_scales[:, :slots]
+        target.value_scales[:, :slots] = source.value_scales[:, :slots]
+
+
 def narrowed(config: ModelConfig, window: int | None) -> tuple[int | None, ...]:
     """Each layer's window, none wider than ``window``; raises CacheError for one of no tokens."""
     if window is not None and window < 1:
@@ -165,6 +174,19 @@ class RollingCache:
             self.furthest = 0
         self._check_held(position)
         self.position = position
+
+    def follow(self, other: RollingCache, position: int) -> int:
+        """Stand where ``other`` had read ``position`` tokens; the count of its slots to be copied.
+
+        Raises :class:`~quant.errors.CacheError` where it no longer holds what the next token sees.
+        """
+        if not 0 <= position <= other.position:
+            raise CacheError(f"Position {position} is not among the {other.position} in the cache.")
+        other._check_held(position)
+        wrapped = any(other.furthest > layer.slots for layer in other.layers)
+        self.position = position
+        self.furthest = other.furthest if wrapped else position
+        return -(-self.furthest // TILE) * TILE
 
     def _check_held(self, position: int) -> None:
         for layer, window in zip(self.layers, self.windows, strict=True):

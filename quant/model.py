@@ -103,7 +103,7 @@ class Session:
         self.model = model
         self._batch = Batch(model.config, model.weights, model.on_device, options)
         self.max_context = self._batch.max_context
-        self.chunk = self._batch.rows
+        self.chunk = self._batch.chunk
 
     @property
     def ids(self) -> list[int]:
@@ -200,6 +200,30 @@ class Session:
                 break
         return np.concatenate(kept) if every else logits[-1]
 
+    def branch(self, runs: Sequence[Sequence[int]]) -> Floats:
+        """Logits after each id of each of ``runs``, float32 [ids, vocab]; none of them is kept.
+
+        Each run is read as if it alone followed what was fed; they share their passes. Raises
+        :class:`~quant.errors.InputError` for a run of no ids or of more than a pass has room for,
+        and what :meth:`feed` raises.
+
+        >>> rows = session.branch([[28, 338], [28]])         # doctest: +SKIP
+        >>> rows.shape, session.position                     # doctest: +SKIP
+        ((3, 49152), 3)
+        """
+        rows: list[Floats] = []
+        parts: list[Part] = []
+        for run in (*runs, None):
+            part = None if run is None else Part(0, run, len(run), kept=False)
+            if parts and (part is None or not self._batch.has_room([*parts, part])):
+                logits = self._batch.read(parts)
+                check_logits(logits)
+                rows.append(logits)
+                parts = []
+            if part is not None:
+                parts.append(part)
+        return np.concatenate(rows)
+
     def trim(self, position: int) -> None:
         """Forget every token from ``position`` on.
 
@@ -249,9 +273,9 @@ class Session:
 
     def _checked(self, ids: Sequence[int]) -> npt.NDArray[np.int64]:
         array = np.asarray(ids, np.int64)
-        if array.ndim != 1 or array.size == 0:
-            raise InputError("There is nothing to read: no token ids were given.")
-        self._batch.check_ids(0, array.tolist())
+        if array.ndim != 1:
+            raise InputError("Token ids are one list of numbers.")
+        self._batch.check(Part(0, array.tolist(), 0))
         return array
 
     def _feed_chunk(

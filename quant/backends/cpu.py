@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..cache import TILE, KeyValues, element_type
+from ..cache import TILE, KeyValues, copy_slots, element_type
 from ..config import ModelConfig
 from ..kernels import table as steps
 from ..kernels.attention import QUERIES, SPLIT
@@ -90,6 +90,7 @@ class CpuProgram:
         self._activations: dict[tuple[int, int], Activation] = {}
         self._crew = Crew(threads)
         self._kv = np.empty(0, np.float32)
+        self._rings: list[KeyValues] = []
         self._table: npt.NDArray[Any] | None = None
         self._barrier = np.zeros(BARRIER_SIZE, np.int64)
         group = config.num_attention_heads // config.num_key_value_heads
@@ -171,6 +172,7 @@ class CpuProgram:
         ring: KeyValues,
         chunk: KeyValues,
     ) -> None:
+        self._rings.append(ring)
         self._add(
             steps.ROPE,
             **self._heads(),
@@ -285,6 +287,10 @@ class CpuProgram:
 
     def take_up(self) -> None:
         """Nothing: it is there."""
+
+    def copy(self, source: int, target: int, slots: int) -> None:
+        for ring in self._rings:
+            copy_slots(ring.of(source), ring.of(target), slots)
 
     def is_compiled(self) -> bool:
         return is_compiled(run, *_nothing(self._kv))

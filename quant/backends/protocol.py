@@ -118,6 +118,12 @@ class Program(Protocol):
     def take_up(self) -> None:
         """Take over the cache's arrays, which were filled from elsewhere."""
 
+    def copy(self, source: int, target: int, slots: int) -> None:
+        """Copy the first ``slots`` slots of a sequence's rings to those of another.
+
+        Of a ring that has fewer, all.
+        """
+
 
 BACKENDS = ("cpu", "numpy", "cuda")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ..cache import TILE, KeyValues
+from ..cache import TILE, KeyValues, copy_slots
 from ..config import ModelConfig
 from ..qtensor import HALF_MAX, Floats, QuantTensor
 from ..sampling import Sampling
@@ -137,6 +137,7 @@ class ReferenceProgram:
     def __init__(self, config: ModelConfig) -> None:
         self._config = config
         self._steps: list[Callable[[Sequence[Span]], None]] = []
+        self._rings: list[KeyValues] = []
 
     def embed(self, table: Matrix, ids: npt.NDArray[np.int64], x: Floats) -> None:
         floats = as_floats(table)
@@ -204,6 +205,7 @@ class ReferenceProgram:
     ) -> None:
         size = self._config.head_dim
         heads, shared = self._config.num_attention_heads, self._config.num_key_value_heads
+        self._rings.append(ring)
 
         def step(spans: Sequence[Span]) -> None:
             n = _count(spans, False)
@@ -247,6 +249,8 @@ class ReferenceProgram:
     def commit(self, chunk: KeyValues, ring: KeyValues) -> None:
         def step(spans: Sequence[Span]) -> None:
             for span in spans:
+                if not span.kept:
+                    continue
                 held = ring.of(span.sequence)
                 tokens = np.arange(max(0, span.tokens - held.slots), span.tokens)
                 to = (span.position + tokens) % held.slots
@@ -289,6 +293,10 @@ class ReferenceProgram:
 
     def take_up(self) -> None:
         """Nothing: it is there."""
+
+    def copy(self, source: int, target: int, slots: int) -> None:
+        for ring in self._rings:
+            copy_slots(ring.of(source), ring.of(target), slots)
 
     def is_compiled(self) -> bool:
         return True

@@ -20,6 +20,10 @@ WIDTH_PADDING, TOKEN_PADDING = 64, 24
 """Buffers have room for multiples of these, so that kernels may write whole tiles."""
 
 
+BRANCHES = 8
+"""Spans for which there is always room aside, so that a sequence can branch off."""
+
+
 def padded_tokens(tokens: int) -> int:
     """``tokens`` rounded up to whole tiles of any size that a kernel has."""
     return -(-tokens // TOKEN_PADDING) * TOKEN_PADDING
@@ -74,5 +78,5 @@ class Scratch:
             cosines=np.zeros((rows, config.head_dim // 2), np.float32),
             sines=np.zeros((rows, config.head_dim // 2), np.float32),
             logits=room(config.vocab_size, padded_tokens(rows_of_logits(sequences))),
-            chunk=KeyValues.allocate(config, aside_slots(tokens, sequences), kind),
+            chunk=KeyValues.allocate(config, aside_slots(tokens, max(sequences, BRANCHES)), kind),
         )

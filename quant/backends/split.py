@@ -117,3 +117,7 @@ class SplitProgram:
 
     def take_up(self) -> None:
         self._device.take_up()
+
+    def copy(self, source: int, target: int, slots: int) -> None:
+        self._host.copy(source, target, slots)
+        self._device.copy(source, target, slots)

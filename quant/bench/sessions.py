@@ -154,7 +154,7 @@ def attention_seconds(session: Session, tokens: int) -> float:
     for position in range(0, tokens, session.chunk):
         count = min(session.chunk, tokens - position)
         last = int(position + count == tokens)
-        attend(lay_out([(0, count, position, last)]))
+        attend(lay_out([(0, count, position, last, True)]))
     seconds = time.perf_counter() - start
     session.trim(0)
     return seconds

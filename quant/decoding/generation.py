@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from ..errors import ContextFullError
 from ..model import Session
-from ..sampling import Sampler, Sampling
+from ..sampling import Sampling
+from .answers import Answer
 
 
 @dataclass
@@ -24,8 +25,8 @@ class Timings:
 class Generation:
     """An iterator of generated ids; see :func:`generate`.
 
-    ``finish_reason`` is ``None`` while it goes on, then ``stop`` (a stop id came), ``length``
-    (``max_tokens`` reached), ``context`` (no room left) or ``cancelled``.
+    ``finish_reason`` is ``None`` while it goes on, then one of :class:`~quant.decoding.answers.
+    Answer`, or ``cancelled``.
     """
 
     def __init__(
@@ -41,15 +42,19 @@ class Generation:
         available = session.max_context - session.position
         if len(ids) > available:
             raise ContextFullError(len(ids), available)
-        self.finish_reason: str | None = None
         self.timings = Timings()
-        self._sampler = Sampler(sampling)
-        self._steps = self._run(session, ids, stop, cancel, max_tokens, progress)
+        self._answer = Answer(sampling, stop, max_tokens, available - len(ids))
+        self._steps = self._run(session, ids, cancel, progress)
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why there are no more ids; None while there are."""
+        return self._answer.finish_reason
 
     @property
     def seed(self) -> int:
         """The seed in use; with it the same ids come again."""
-        return self._sampler.seed
+        return self._answer.sampler.seed
 
     def __iter__(self) -> Iterator[int]:
         return self
@@ -61,35 +66,26 @@ class Generation:
         self,
         session: Session,
         ids: Sequence[int],
-        stop: Collection[int],
         cancel: Callable[[], bool] | None,
-        max_tokens: int | None,
         progress: Callable[[int, int], None] | None,
     ) -> Iterator[int]:
+        answer = self._answer
         start, before = time.perf_counter(), session.position
-        token = session.next_token(ids, self._sampler, progress, cancel)
+        token = session.next_token(ids, answer.sampler, progress, cancel)
         self.timings.prompt_tokens = session.position - before
         self.timings.prefill_seconds = time.perf_counter() - start
         while True:
             if cancel is not None and cancel():
-                self.finish_reason = "cancelled"
+                answer.finish_reason = "cancelled"
                 return
-            if max_tokens is not None and self.timings.generated_tokens >= max_tokens:
-                self.finish_reason = "length"
+            if not answer.takes(token):
                 return
-            if token in stop:
-                self.finish_reason = "stop"
-                return
-            self.timings.generated_tokens += 1
+            self.timings.generated_tokens = len(answer.ids)
             yield token
-            if session.position >= session.max_context:
-                self.finish_reason = "context"
-                return
-            if max_tokens is not None and self.timings.generated_tokens >= max_tokens:
-                self.finish_reason = "length"  # the next token's logits are not needed
+            if not answer.goes_on():
                 return
             start = time.perf_counter()
-            token = session.next_token([token], self._sampler)
+            token = session.next_token([token], answer.sampler)
             self.timings.decode_seconds += time.perf_counter() - start
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
 from ..model import Session
-from ..qtensor import Floats
 from ..quantizers.divergence import log_softmax
+from .tasks import Branches, Prompt, Task, carry_out
 
 Doubles = npt.NDArray[np.float64]
 
@@ -25,70 +24,55 @@ def score(
 ) -> Doubles | None:
     """Log-probability in nats of each continuation after ``ids``, float64 [len(continuations)].
 
-    The prompt is read once: what the session already holds of it is kept, and each continuation
-    branches off from its end. Ids that several begin with are read once, too, and the last id of
-    each is not read at all, since the logits before it tell. Afterwards the session holds ``ids``.
+    The prompt is read once, of which what the session already holds is kept. The continuations
+    branch off from its end, all in one pass if they fit into it; one that another begins with
+    costs nothing beside it, and the last id of each is not read at all, since the logits before it
+    tell. Afterwards the session holds ``ids``.
 
     Example: after a prompt, ``[[7], [8, 9], [8, 10]]`` costs one step beside the prompt, that of 8;
     the results are log P(7), log P(8) + log P(9 | 8) and log P(8) + log P(10 | 8).
 
-    Returns None where ``cancel``, asked between chunks of the prompt and between branches, said
+    Returns None where ``cancel``, asked between chunks of the prompt and before the branches, said
     yes. Raises :class:`~quant.errors.InputError` for a continuation of no ids,
     :class:`~quant.errors.ContextFullError` for what does not fit, and
-    :class:`~quant.errors.CacheError` where a sliding window has moved on so far that a branch
-    cannot be taken back; a session whose context is no longer than the window never does.
+    :class:`~quant.errors.CacheError` where a sliding window has moved on so far that the session
+    cannot go back to where this prompt differs from the last.
     """
+    check_continuations(continuations, session.model.config.vocab_size)
+    return carry_out(session, scoring(ids, continuations), progress, cancel)
+
+
+def check_continuations(continuations: Sequence[Sequence[int]], vocab_size: int) -> None:
+    """Raise :class:`~quant.errors.InputError` for one of no ids, or of ids that there are not."""
     if not all(continuations):
         raise InputError("A continuation without ids has no probability.")
-    size = session.model.config.vocab_size
-    if not all(0 <= token < size for each in continuations for token in each):
-        raise InputError(f"A continuation has an id outside the model's vocabulary of {size}.")
-    kept = session.reuse(ids)
-    logits = session.feed(ids[kept:], progress=progress, cancel=cancel)
-    results = np.zeros(len(continuations))
-    if session.position < len(ids):
-        return None
-    done = _descend(session, logits, list(enumerate(continuations)), 0.0, results, cancel)
-    session.trim(len(ids))
-    return results if done else None
+    if not all(0 <= token < vocab_size for each in continuations for token in each):
+        raise InputError(
+            f"A continuation has an id outside the model's vocabulary of {vocab_size}."
+        )
 
 
-Branch = tuple[int, Sequence[int]]
-"""The place of a continuation in the results, and what is left of it."""
+def scoring(ids: Sequence[int], continuations: Sequence[Sequence[int]]) -> Task[Doubles]:
+    """The task of :func:`score`."""
+    logits = yield Prompt(ids)
+    first = log_softmax(logits[-1])
+    results = np.array([first[each[0]] for each in continuations])
+    runs = _leaves([tuple(each[:-1]) for each in continuations if len(each) > 1])
+    if not runs:
+        return results
+    chances = log_softmax((yield Branches(runs)))
+    starts = np.cumsum([0, *map(len, runs)])
+    for place, each in enumerate(continuations):
+        inner = tuple(each[:-1])
+        if inner:
+            run = next(n for n, run in enumerate(runs) if run[: len(inner)] == inner)
+            rows = starts[run] + np.arange(len(inner))
+            results[place] += chances[rows, each[1:]].sum()
+    return results
 
 
-def _descend(
-    session: Session,
-    logits: Floats,
-    branches: Sequence[Branch],
-    before: float,
-    results: Doubles,
-    cancel: Callable[[], bool] | None,
-) -> bool:
-    """Score ``branches``, which begin at the session's end with ``logits``; False if cancelled."""
-    position = session.position
-    chances = log_softmax(logits)
-    groups: dict[int, list[Branch]] = {}
-    for place, rest in branches:
-        groups.setdefault(int(rest[0]), []).append((place, rest))
-    for first, group in groups.items():
-        here = before + float(chances[first])
-        for place, rest in group:
-            if len(rest) == 1:
-                results[place] = here
-        longer = [(place, rest) for place, rest in group if len(rest) > 1]
-        if not longer:
-            continue
-        if cancel is not None and cancel():
-            return False
-        session.trim(position)
-        # All that they share, but for the last id of the shortest, is read in one go.
-        columns = zip(*(rest[:-1] for _, rest in longer), strict=False)
-        run = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
-        rows = session.feed(run, every=True)
-        inner = log_softmax(rows[:-1])
-        here += float(inner[np.arange(len(run) - 1), run[1:]].sum())
-        ends = [(place, rest[len(run) :]) for place, rest in longer]
-        if not _descend(session, rows[-1], ends, here, results, cancel):
-            return False
-    return True
+def _leaves(runs: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The runs that no other begins with, each once; in order, those with one start in a row."""
+    ordered = sorted(set(runs))
+    pairs = zip(ordered, [*ordered[1:], ()], strict=False)
+    return [run for run, after in pairs if after[: len(run)] != run]

@@ -13,9 +13,11 @@ from .table import f32, view
 def is_aside(step, span):
     """Whether a sequence's part of a pass must be kept aside.
 
-    It must where its end would overwrite keys that its start still sees.
+    It must where its end would overwrite keys that its start still sees, and where it is not to
+    be kept.
     """
-    return span.tokens > 1 and span.position + span.tokens > step.ring_slots
+    wraps = span.tokens > 1 and span.position + span.tokens > step.ring_slots
+    return wraps or span.kept == 0
 
 
 @kernel
@@ -280,7 +282,7 @@ def merge_splits(step, head, position):
 @kernel
 def commit(step, head, span, kv):
     """Write what was kept aside into the ring; of more than the ring holds, the end."""
-    if not is_aside(step, span):
+    if span.kept == 0 or not is_aside(step, span):
         return
     start = span.aside + span.position % attention.TILE
     for token in range(max(0, span.tokens - step.ring_slots), span.tokens):

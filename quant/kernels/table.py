@@ -32,7 +32,7 @@ STEP = np.dtype(
 """One step: addresses of arrays (0: none), sizes in elements. Unused fields are 0."""
 
 SPAN = np.dtype(
-    [(name, np.int64) for name in "row tokens position sequence aside wanted head_row".split()]
+    [(name, np.int64) for name in "row tokens position sequence aside wanted head_row kept".split()]
 )
 """One sequence's part of a pass; :class:`~quant.backends.spans.Span` says what each field is."""
 

@@ -135,7 +135,7 @@ class LayerPass:
 
     def _run(self, program: Program, stream: Floats) -> None:
         self._scratch.x[: len(stream), : stream.shape[1]] = stream
-        program.run(lay_out([(0, len(stream), 0, len(stream))]))
+        program.run(lay_out([(0, len(stream), 0, len(stream), True)]))
 
     def _take_up(self, program: Program) -> None:
         for stream in self._streams:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from quant.backends.scratch import HEAD_TOKENS
 from quant.batch import Batch, Part, SessionOptions
 from quant.errors import CacheError, ConfigError, ContextFullError, InputError
-from quant.model import Model
+from quant.model import Model, Session
 from quant.qtensor import QuantSpec
 
 from .models import TINY, random_model
@@ -34,11 +35,17 @@ def batch_of(model: Model, sequences: int = SEQUENCES, **options: object) -> Bat
 
 @dataclass(frozen=True)
 class Event:
-    """A sequence reads ``tokens`` ids, or, with none, begins anew."""
+    """A sequence reads ``tokens`` ids, or, with none, begins anew.
+
+    With ``branches`` it reads them so many times, as parts that are not kept. With ``copied`` it
+    first becomes a copy of that sequence's first half.
+    """
 
     sequence: int
     tokens: int
     wanted: int
+    branches: int = 0
+    copied: int | None = None
 
 
 EVENTS = st.builds(
@@ -46,11 +53,40 @@ EVENTS = st.builds(
     sequence=st.integers(0, SEQUENCES - 1),
     tokens=st.sampled_from([0, 1, 1, 1, 2, 3, 5, 8, 15]),
     wanted=st.integers(0, 3),
+    branches=st.sampled_from([0, 0, 1, 2]),
+    copied=st.none() | st.integers(0, SEQUENCES - 1),
 )
 PASSES = st.lists(
     st.lists(EVENTS, min_size=1, max_size=SEQUENCES, unique_by=lambda event: event.sequence),
     max_size=24,
 )
+
+
+def read_alone(session: Session, part: Part) -> npt.NDArray[np.float32]:
+    if part.kept:
+        return session.feed(part.ids, every=True)[len(part.ids) - part.wanted :]
+    before = list(session.ids)
+    session.trim(0)
+    rows = session.feed([*before, *part.ids], every=True)
+    session.trim(0)
+    if before:
+        session.feed(before)
+    return rows[len(rows) - part.wanted :]
+
+
+def copy(batch: Batch, alone: list[Session], source: int, target: int) -> None:
+    """Copy half of a sequence, if it still holds what the next token sees."""
+    half = batch.caches[source].position // 2
+    try:
+        batch.copy(source, target, half)
+    except CacheError:
+        with pytest.raises(CacheError):
+            alone[source].trim(half)
+        return
+    ids = alone[source].ids[:half]
+    alone[target].trim(0)
+    if ids:
+        alone[target].feed(ids)
 
 
 @settings(max_examples=60)
@@ -74,22 +110,25 @@ def test_company_changes_no_bit(
     batch = batch_of(model, kv=kv, threads=threads)
     alone = [model.session(CONTEXT, kv=kv, threads=1, chunk=13) for _ in range(SEQUENCES)]
     for events in passes:
-        parts = []
+        parts: list[Part] = []
         for event in events:
+            if event.copied is not None:
+                copy(batch, alone, event.copied, event.sequence)
             room = CONTEXT - batch.caches[event.sequence].position
             if event.tokens == 0 or room < event.tokens:
                 batch.trim(event.sequence, 0)
                 alone[event.sequence].trim(0)
             if event.tokens:
                 ids = random.integers(0, TINY.vocab_size, event.tokens).tolist()
-                parts.append(Part(event.sequence, ids, min(event.wanted, event.tokens)))
-        if not parts:
+                wanted = min(event.wanted, event.tokens)
+                if event.branches:
+                    parts += event.branches * [Part(event.sequence, ids, wanted, kept=False)]
+                else:
+                    parts.append(Part(event.sequence, ids, wanted))
+        if not parts or not batch.has_room(parts):
             continue
         got = batch.read(parts)
-        expected = [
-            alone[part.sequence].feed(part.ids, every=True)[len(part.ids) - part.wanted :]
-            for part in parts
-        ]
+        expected = [read_alone(alone[part.sequence], part) for part in parts]
         np.testing.assert_array_equal(got, np.concatenate(expected))
         for part in parts:
             assert batch.ids[part.sequence] == alone[part.sequence].ids
@@ -109,6 +148,19 @@ def test_the_numpy_backend_says_the_same(windows: tuple[int | None, ...]) -> Non
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_the_numpy_backend_branches_and_copies_as_well() -> None:
+    model = model_of((None, 40), None)
+    batches = [batch_of(model, kv="f32", backend=backend) for backend in ("cpu", "numpy")]
+    results = []
+    for batch in batches:
+        batch.read([Part(0, [3] * 30), Part(1, [4] * 9)])
+        batch.copy(0, 2, 25)
+        branches = [Part(2, [7, 8, 9], 3, kept=False), Part(2, [7, 1], 2, kept=False)]
+        rows = [batch.read([*branches, Part(1, [5])]), batch.read([Part(2, [6] * 20, 20)])]
+        results.append(np.concatenate(rows))
+    np.testing.assert_allclose(results[1], results[0], rtol=1e-4, atol=1e-4)
+
+
 def test_a_pass_has_bounds() -> None:
     batch = batch_of(model_of((None, None), None))
     for parts in ([], [Part(0, [1] * (ROWS + 1))], [Part(0, [1] * 60, 60)]):
@@ -119,7 +171,7 @@ def test_a_pass_has_bounds() -> None:
         ([Part(SEQUENCES, [1])], "no sequence"),
         ([Part(-1, [1])], "no sequence"),
         ([Part(0, [1], 2)], "2 of 1"),
-        ([Part(0, [], 0)], "0 of 0"),
+        ([Part(0, [], 0)], "nothing to read"),
         ([Part(0, [1]), Part(1, [TINY.vocab_size])], "outside the model's vocabulary"),
         ([Part(0, [-1])], "outside the model's vocabulary"),
     ):

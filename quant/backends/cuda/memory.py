@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import cuda
 
-from ...cache import STORED, KeyValues
+from ...cache import LANES, STORED, KeyValues
 from ...errors import DeviceError
 from ...qtensor import QuantTensor
 from ...weights import Matrix
@@ -203,6 +203,20 @@ class DeviceMemory:
             tuple(self.on(each)[number] if each.size else self._no_scales for each in arrays)
             for number in range(len(ring.values))
         ]
+
+    def copy(self, source: int, target: int, slots: int, stream: Any) -> None:
+        """Copy the first ``slots`` slots of one sequence's rings to another's, on the device."""
+        for ring in self._rings:
+            blocks = slots // LANES, slots, slots, slots
+            for array, count in zip(arrays_of(ring), blocks, strict=True):
+                if not array.size:
+                    continue
+                twin = self.on(array)
+                # A head's slots lie side by side.
+                for head in range(twin.shape[1]):
+                    twin[target, head, :count].copy_to_device(
+                        twin[source, head, :count], stream=stream
+                    )
 
     def matrix(self, matrix: Matrix) -> DeviceMatrix:
         """The twin of a matrix."""

@@ -52,7 +52,7 @@ class CudaProgram(Launches):
         self._tokens = tokens
         self._launches: list[Launch] = []
         self._splits = 1
-        self._graphs: dict[tuple[int, int, int], Graph] = {}
+        self._graphs: dict[tuple[int, int, int, int], Graph] = {}
         self.inputs: list[Array] = []
         self.outputs: list[Array] = []
         self._fetched = False
@@ -259,7 +259,7 @@ class CudaProgram(Launches):
             rings = self.memory.parts_of_each(ring)
 
             def launch(run: Span) -> None:
-                if run.tokens > 1:  # else it is there
+                if run.tokens > 1 and run.kept:  # a single token is there
                     kernel[(shared, run.tokens), ROPE_THREADS, self._stream](
                         *arguments, *rings[run.sequence]
                     )
@@ -347,7 +347,7 @@ class CudaProgram(Launches):
             upload(array[span.row :], self.memory.on(array), tokens, self._stream)
         if tokens in (1, self._tokens):
             # Nothing else that launches are given changes between runs of one length.
-            key = tokens, span.wanted, span.sequence
+            key = tokens, span.wanted, span.sequence, span.kept
             graph = self._graphs.setdefault(key, Graph())
             graph.run(self._stream, lambda: self._launch(span))
         else:
@@ -390,6 +390,10 @@ class CudaProgram(Launches):
         self.compile()
         self._stream.synchronize()
         self.memory.take_up()
+
+    def copy(self, source: int, target: int, slots: int) -> None:
+        self.compile()
+        self.memory.copy(source, target, slots, self._stream)
 
     def _launch(self, span: Span) -> None:
         for launch in self._launches:

@@ -246,3 +246,25 @@ def test_several_sequences_in_a_pass() -> None:
         got = batch.read([Part(sequence, ids) for sequence, ids in passes])
         expected = [alone[sequence].feed(ids) for sequence, ids in passes]
         np.testing.assert_array_equal(got, np.stack(expected))
+
+
+@pytest.mark.parametrize("kv", ["f16", "int8"])
+def test_a_sequence_is_copied_and_branches_off(kv: str) -> None:
+    model = model_of(INT4)
+    options = SessionOptions(48, chunk=12, kv=kv, backend="cuda")
+    batch = Batch(model.config, model.weights, model.on_device, options, 2)
+    plain = model.session(48, chunk=12, kv=kv, backend="cuda")
+    batch.read([Part(1, [9, 9]), Part(0, [1, 2, 3, 4])])
+    batch.copy(0, 1, 3)
+    assert batch.ids[1] == [1, 2, 3]
+    branches = [Part(1, [5, 6], 2, kept=False), Part(1, [7], 1, kept=False)]
+    got = batch.read([*branches, Part(0, [8])])
+    expected = []
+    for ids in ([1, 2, 3, 5, 6], [1, 2, 3, 7], [1, 2, 3, 4, 8]):
+        plain.trim(0)
+        expected.append(plain.feed(ids, every=True))
+    np.testing.assert_allclose(got[:2], expected[0][3:], atol=2e-3)
+    np.testing.assert_allclose(got[2], expected[1][3], atol=2e-3)
+    assert batch.ids[1] == [1, 2, 3]
+    after = batch.read([Part(1, [4])])
+    np.testing.assert_allclose(after[0], expected[2][3], atol=2e-3)

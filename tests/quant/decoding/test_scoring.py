@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import quant
+from quant.batch import Part
 from quant.errors import CacheError, ContextFullError, InputError
 from quant.qtensor import QuantSpec
 from quant.quantizers.divergence import log_softmax
@@ -54,15 +55,15 @@ def test_any_tree_of_labels(labels: list[list[int]], ids: list[int]) -> None:
 
 
 def fed(session: quant.Session, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many ids each later feed reads."""
+    """How many ids each later pass reads."""
     counts: list[int] = []
-    plain = session.feed
+    plain = session._batch.read
 
-    def feed(ids: Sequence[int], *more: Any, **named: Any) -> Any:
-        counts.append(len(ids))
-        return plain(ids, *more, **named)
+    def read(parts: Sequence[Part], *more: Any) -> Any:
+        counts.append(sum(len(part.ids) for part in parts))
+        return plain(parts, *more)
 
-    monkeypatch.setattr(session, "feed", feed)
+    monkeypatch.setattr(session._batch, "read", read)
     return counts
 
 
@@ -72,13 +73,15 @@ def test_what_is_shared_is_read_once(model: quant.Model, monkeypatch: pytest.Mon
     quant.score(session, PROMPT, [[7], [9], [11]])
     assert counts == [7]  # labels of one token cost nothing
     quant.score(session, [*PROMPT[:4], 50, 51], [[7], [8, 9, 1], [8, 9, 2], [8, 9, 3, 4]])
-    # The prompt's new part; 8 and 9, which three labels share; 3 of the longest.
-    assert counts[1:] == [2, 2, 1]
+    # The prompt's new part; 8, 9 and 3, of which all labels but for their last ids are parts.
+    assert counts[1:] == [2, 3]
+    quant.score(session, [*PROMPT[:4], 50], [[8, 9, 1], [7, 3, 1], [7, 3, 2], [30, 31]])
+    assert counts[3:] == [1, 5]
 
 
 def test_a_cancelled_score_is_none(model: quant.Model) -> None:
     assert quant.score(model.session(chunk=2), PROMPT, LABELS, cancel=lambda: True) is None
-    calls = iter([False] * 4 + [True] * 100)  # past the prompt, amid the branches
+    calls = iter([False] * 3 + [True] * 100)  # past the prompt, before the branches
     session = model.session(chunk=2)
     assert quant.score(session, PROMPT, LABELS, cancel=lambda: next(calls)) is None
     again = quant.score(session, PROMPT, LABELS)
@@ -98,9 +101,35 @@ def test_bad_input(model: quant.Model) -> None:
         quant.score(model.session(), PROMPT, [[7, 8], [TINY.vocab_size]])
     with pytest.raises(ContextFullError):
         quant.score(model.session(max_context=8), PROMPT, [[8, 9, 10]])
-    with pytest.raises(CacheError):
-        # The prompt wraps the ring, so a branch overwrites what the next one needs.
-        quant.score(model.session(window=64), list(range(80)) * 2, [[1, 2, 3], [4, 5]])
+    session = model.session(window=64)
+    quant.score(session, list(range(80)) * 2, [[1, 2, 3], [4, 5]])
+    with pytest.raises(CacheError):  # the ring has wrapped: there is no way back
+        quant.score(session, list(range(80)) + [0] * 80, [[1]])
+
+
+def test_branches_leave_a_ring_that_has_wrapped_as_it_was(model: quant.Model) -> None:
+    session, plain = (model.session(window=64, chunk=50) for _ in range(2))
+    ids = [(7 * place) % TINY.vocab_size for place in range(150)]
+    scores = quant.score(session, ids, LABELS)
+    for label, got in zip(LABELS, scores, strict=True):
+        plain.trim(0)
+        rows = log_softmax(plain.feed([*ids, *label], every=True)[-len(label) - 1 :])
+        assert got == sum(rows[place, token] for place, token in enumerate(label))
+    plain.trim(0)
+    plain.feed(ids)
+    np.testing.assert_array_equal(session.feed([3, 4]), plain.feed([3, 4]))
+
+
+def test_a_branch_fits_into_a_pass(model: quant.Model) -> None:
+    session = model.session(max_context=200, chunk=40)
+    session.feed(PROMPT)
+    with pytest.raises(InputError, match="does not fit into a pass"):
+        session.branch([[1] * 60])
+    with pytest.raises(InputError, match="nothing to read"):
+        session.branch([[1], []])
+    rows = session.branch([[place % 90] * 15 for place in range(30)])
+    assert rows.shape == (450, TINY.vocab_size)
+    assert session.ids == PROMPT
 
 
 def test_reuse_keeps_what_is_shared(model: quant.Model) -> None:

@@ -120,28 +120,35 @@ def _run_model(
     report: dict[str, Any],
 ) -> None:
     """Run the cases of one model in two fresh processes, and add them to the report."""
-    path = options.smollm2 if model == "smollm2" else _random_gguf(model, options.layers, work)
+    path = options.smollm2 if model == "smollm2" else random_gguf_file(model, options.layers, work)
     with (
         Worker(sys.executable, HERE / "worker_ours.py") as ours,
         Worker(options.peer_python, HERE / "worker_llama_cpp.py") as theirs,
     ):
-        loading: dict[str, Any] = {
-            "model": str(path) if model == "smollm2" else GEOMETRY,
-            "layers": options.layers,
-            "bits": 8 if model == "int8" else 4,
-            "group_size": 64 if model == "int8" else options.group_size,
-            "symmetric": model == "int8" or options.symmetric,
-            "threads": options.threads,
-        }
-        report["models"][model] = {
-            "loaded": loading,
-            "ours": ours.ask(load=loading),
-            "theirs": theirs.ask(load={"path": str(path), "threads": options.threads}),
-        }
+        report["models"][model] = load_both(model, path, options, ours, theirs)
         for case in cases:
             entry = run_case(case, options.rounds, ours, theirs)
             report["cases"].append(entry)
             print(line(entry), flush=True)
+
+
+def load_both(
+    model: str, path: Path, options: argparse.Namespace, ours: Worker, theirs: Worker
+) -> dict[str, Any]:
+    """Have both load a model, of which ``path`` is llama.cpp's file; what they say of it."""
+    loading: dict[str, Any] = {
+        "model": str(path) if model == "smollm2" else GEOMETRY,
+        "layers": options.layers,
+        "bits": 8 if model == "int8" else 4,
+        "group_size": 64 if model == "int8" else options.group_size,
+        "symmetric": model == "int8" or options.symmetric,
+        "threads": options.threads,
+    }
+    return {
+        "loaded": loading,
+        "ours": ours.ask(load=loading),
+        "theirs": theirs.ask(load={"path": str(path), "threads": options.threads}),
+    }
 
 
 def run_case(case: Case, rounds: int, ours: Worker, theirs: Worker) -> dict[str, Any]:
@@ -189,7 +196,7 @@ def line(entry: dict[str, Any]) -> str:
     )
 
 
-def _random_gguf(model: str, layers: int, work: Path) -> Path:
+def random_gguf_file(model: str, layers: int, work: Path) -> Path:
     """The generated file for llama.cpp, from an earlier run if there is one."""
     kind = THEIR_KINDS[model]
     path = work / f"{GEOMETRY}-{layers}-layers-{kind.name.lower()}.gguf"
@@ -210,20 +217,14 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _options() -> argparse.Namespace:
-    names = [case.name for case in CASES]
-    parser = argparse.ArgumentParser(
-        description="Our engine and llama.cpp side by side: same machine, same run, in turns.",
-        epilog=f"Cases: {', '.join(names)}.",
-    )
+def add_options_of_both(parser: argparse.ArgumentParser) -> None:
+    """Add the options of whatever is measured beside llama.cpp."""
     add = parser.add_argument
     add(
         "--peer-python",
         default=sys.executable,
         help="an interpreter that has llama-cpp-python (default: this one)",
     )
-    add("--smollm2", type=Path, metavar="GGUF", help="the default model, for the smollm2 cases")
-    add("--cases", nargs="+", choices=names, metavar="CASE", help="only these (default: all)")
     add("--rounds", type=int, default=5, help="rounds a case (default: 5)")
     add("--layers", type=int, default=8, help="layers of the random models (default: 8)")
     add("--group-size", type=int, default=64, choices=(32, 64, 128), help="our int4 (default: 64)")
@@ -232,9 +233,26 @@ def _options() -> argparse.Namespace:
     add("--threads", type=int, default=available_processors(), help="of both (default: all)")
     add("--work", type=Path, help="where generated GGUFs are kept (default: they are not)")
     add("--json", type=Path, help="write everything measured to this file")
-    options = parser.parse_args()
+
+
+def check_options_of_both(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """End the program, with a sentence, where a number cannot be."""
     if min(options.rounds, options.layers, options.threads) < 1:
         parser.error("rounds, layers and threads are at least 1")
+
+
+def _options() -> argparse.Namespace:
+    names = [case.name for case in CASES]
+    parser = argparse.ArgumentParser(
+        description="Our engine and llama.cpp side by side: same machine, same run, in turns.",
+        epilog=f"Cases: {', '.join(names)}.",
+    )
+    add = parser.add_argument
+    add("--smollm2", type=Path, metavar="GGUF", help="the default model, for the smollm2 cases")
+    add("--cases", nargs="+", choices=names, metavar="CASE", help="only these (default: all)")
+    add_options_of_both(parser)
+    options = parser.parse_args()
+    check_options_of_both(parser, options)
     chosen = [case for case in CASES if options.cases is None or case.name in options.cases]
     if options.smollm2 is None:
         if options.cases is not None and any(case.model == "smollm2" for case in chosen):

@@ -2,7 +2,8 @@
 
 It needs ``llama-cpp-python`` and nothing of ours, and uses the C API that the package wraps.
 Requests: ``{"load": {"path", "threads"}}``, ``{"open": {"kv"}, "test": ...}``, ``{"test": ...}``,
-where a test is ``{"test": "prefill" or "decode", "tokens", "depth"}``.
+where a test is ``{"test": "prefill" or "decode", "tokens", "depth"}``. A decode may have
+``sequences``, too: so many are decoded at once, a token of each in a batch.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from __future__ import annotations
 import ctypes
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 from protocol import serve
@@ -21,6 +25,8 @@ except ImportError as error:
     sys.exit(f"{sys.executable} has no llama-cpp-python ({error}); see benchmarks/README.md.")
 
 BATCH = 512
+UBATCHES = (BATCH, 64)
+"""Tried where sequences are decoded at once; buffers of the smaller one are smaller, too."""
 TRIES = 2
 
 log: list[str] = []
@@ -31,22 +37,41 @@ def _keep(_level: int, text: bytes, _data: object) -> None:
     log.append(text.decode(errors="replace"))
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What llama.cpp lets one choose. ``unified``: sequences share one run of cells, or each has
+    its own; ``ubatch``: tokens that are computed together at most.
+    """
+
+    flash: bool
+    unified: bool = True
+    ubatch: int = BATCH
+
+    def __str__(self) -> str:
+        words = ["flash" if self.flash else "no flash", "unified" if self.unified else "streams"]
+        return f"{', '.join(words)}, ubatch {self.ubatch}"
+
+
 class Context:
     """One context of llama.cpp: a cache of keys and values, and how attention is computed."""
 
-    def __init__(self, model: Any, kv: str, length: int, flash: bool, threads: int) -> None:
+    def __init__(
+        self, model: Any, kv: str, length: int, choice: Choice, threads: int, sequences: int = 1
+    ) -> None:
         element = {"f16": api.GGML_TYPE_F16, "q8_0": api.GGML_TYPE_Q8_0}[kv]
         on, off = api.LLAMA_FLASH_ATTN_TYPE_ENABLED, api.LLAMA_FLASH_ATTN_TYPE_DISABLED
         parameters = _changed(
             api.llama_context_default_params(),
-            n_ctx=length,
+            n_ctx=length * sequences,
             n_batch=BATCH,
-            n_ubatch=BATCH,
+            n_ubatch=choice.ubatch,
+            n_seq_max=sequences,
             n_threads=threads,
             n_threads_batch=threads,
             type_k=element,
             type_v=element,
-            flash_attn_type=on if flash else off,
+            flash_attn_type=on if choice.flash else off,
+            kv_unified=choice.unified,
             no_perf=True,
         )
         self._vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
@@ -54,47 +79,70 @@ class Context:
         if not self._context:
             raise RuntimeError("No context: " + "".join(log[-5:]))
         self._memory = api.llama_get_memory(self._context)
+        self._batch = api.llama_batch_init(BATCH, 0, 1)
+        self._sequences = range(sequences)
         self._filled = 0
 
     def close(self) -> None:
         """Give the memory back."""
+        api.llama_batch_free(self._batch)
         api.llama_free(self._context)
 
-    def measure(self, test: str, tokens: int, depth: int) -> float:
-        """Seconds for ``tokens`` tokens after ``depth``, which are read only if they are new."""
+    def measure(self, test: str, tokens: int, depth: int, sequences: int = 1) -> float:
+        """Seconds for ``tokens`` tokens after ``depth``, which are read only if they are new.
+
+        With ``sequences`` so many tokens of each: what differs between them is read for each.
+        """
+        if sequences != len(self._sequences):
+            raise RuntimeError(f"The context is one of {len(self._sequences)} sequences.")
         if self._filled != depth:
             self._forget(0)
-            self._read(depth)
+            for sequence in self._sequences:
+                self._read(0, depth, sequence)
             self._filled = depth
         self._forget(depth)
         start = time.perf_counter()
         if test == "prefill":
-            self._read(tokens)
+            self._read(depth, tokens)
         else:
-            for token in range(tokens):
-                self._decode([token % self._vocabulary], logits=True)
+            for position in range(depth, depth + tokens):
+                self._decode(
+                    [(self._id(position, each), position, each, True) for each in self._sequences]
+                )
         return time.perf_counter() - start
 
+    def _id(self, position: int, sequence: int) -> int:
+        return (position + sequence) % int(self._vocabulary)
+
     def _forget(self, position: int) -> None:
-        if not api.llama_memory_seq_rm(self._memory, 0, position, -1):
-            raise RuntimeError(f"llama.cpp cannot forget what follows position {position}.")
+        for sequence in self._sequences:
+            if not api.llama_memory_seq_rm(self._memory, sequence, position, -1):
+                raise RuntimeError(f"llama.cpp cannot forget what follows position {position}.")
 
-    def _read(self, tokens: int) -> None:
+    def _read(self, start: int, tokens: int, sequence: int = 0) -> None:
         """A prompt in batches; logits of its last token only."""
-        ids = [token % self._vocabulary for token in range(tokens)]
-        for start in range(0, tokens, BATCH):
-            self._decode(ids[start : start + BATCH], logits=start + BATCH >= tokens)
+        last = start + tokens - 1
+        rows = [
+            (self._id(position, sequence), position, sequence, position == last)
+            for position in range(start, start + tokens)
+        ]
+        for first in range(0, tokens, BATCH):
+            self._decode(rows[first : first + BATCH])
 
-    def _decode(self, ids: list[int], logits: bool) -> None:
-        tokens = (api.llama_token * len(ids))(*ids)  # the batch only points to it
-        batch = api.llama_batch_get_one(tokens, len(ids))
-        wanted = (ctypes.c_int8 * len(ids))()
-        wanted[-1] = logits
-        batch.logits = wanted
+    def _decode(self, rows: Sequence[tuple[int, int, int, bool]]) -> None:
+        """One batch; a row is an id, its position, its sequence, and whether logits are wanted."""
+        batch = self._batch
+        batch.n_tokens = len(rows)
+        for row, (token, position, sequence, wanted) in enumerate(rows):
+            batch.token[row] = token
+            batch.pos[row] = position
+            batch.n_seq_id[row] = 1
+            batch.seq_id[row][0] = sequence
+            batch.logits[row] = wanted
         status = api.llama_decode(self._context, batch)
         if status:
             raise RuntimeError(f"llama_decode said {status}: " + "".join(log[-5:]))
-        if logits:
+        if rows[-1][3]:
             api.llama_get_logits_ith(self._context, -1)  # waits until they are there
         else:
             api.llama_synchronize(self._context)
@@ -140,33 +188,35 @@ class Theirs:
         }
 
     def _open(self, kv: str, test: dict[str, Any]) -> dict[str, Any]:
-        """Try the test with flash attention and without, in turns, and keep the faster context.
+        """Try the test with each choice, in turns, and keep the fastest context.
 
-        Keys and values in q8_0 ask for flash attention, so there nothing is tried.
+        Keys and values in q8_0 ask for flash attention; one sequence leaves nothing else to choose.
         """
         if self._context is not None:
             self._context.close()
             self._context = None
-        length = test["depth"] + test["tokens"]
+        length, sequences = test["depth"] + test["tokens"], test.get("sequences", 1)
+        flashes = (True,) if kv == "q8_0" else (True, False)
+        shared = product((True, False), UBATCHES) if sequences > 1 else [(True, BATCH)]
         contexts = {
-            flash: Context(self._model, kv, length, flash, self._threads)
-            for flash in ((True,) if kv == "q8_0" else (True, False))
+            choice: Context(self._model, kv, length, choice, self._threads, sequences)
+            for choice in (Choice(flash, *rest) for rest in shared for flash in flashes)
         }
         for context in contexts.values():
             context.measure(**test | {"tokens": min(test["tokens"], BATCH)})
-        tried: dict[bool, float] = {}
+        tried: dict[Choice, float] = {}
         for _ in range(TRIES if len(contexts) > 1 else 1):
-            for flash, context in contexts.items():
+            for choice, context in contexts.items():
                 seconds = context.measure(**test)
-                tried[flash] = min(seconds, tried.get(flash, seconds))
+                tried[choice] = min(seconds, tried.get(choice, seconds))
         best = min(tried, key=tried.__getitem__)
         self._context = contexts.pop(best)
         for context in contexts.values():
             context.close()
-        names = {True: "on", False: "off"}
         return {
-            "flash_attention": names[best],
-            "tried_seconds": {names[flash]: seconds for flash, seconds in tried.items()},
+            "flash_attention": "on" if best.flash else "off",
+            "choice": asdict(best) | {"in_words": str(best)},
+            "tried_seconds": {str(choice): seconds for choice, seconds in tried.items()},
         }
 
 

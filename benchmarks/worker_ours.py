@@ -4,6 +4,10 @@ Requests: ``{"load": {"model", "layers", "bits", "group_size", "symmetric", "thr
 with a ``backend``,
 ``{"open": {"kv", "precision"}, "test": ...}``, ``{"test": ...}``, ``{"probe": true}``. A test is
 ``{"test": "prefill" or "decode", "tokens", "depth"}``.
+
+For passes that sequences share: ``{"batch": {"widest", "depth", "kv"}}``, then ``{"pass":
+{"sequences", "tokens"}, "precision", "depth"}``, which tells the seconds of one, its share of the
+roofline and the two probes around it.
 """
 
 from __future__ import annotations
@@ -16,8 +20,13 @@ from protocol import serve
 
 import quant
 from quant.backends.devices import copy_bandwidth
+from quant.batch import PLANES
 from quant.bench import (
     GEOMETRIES,
+    Pass,
+    PassTimer,
+    Probes,
+    Roofline,
     decode_seconds,
     prefill_seconds,
     random_model,
@@ -31,6 +40,7 @@ class Ours:
     def __init__(self) -> None:
         self._model: quant.Model
         self._session: quant.Session
+        self._timers: dict[str, PassTimer] = {}
         self._threads = 0
         self._backend = "cpu"
 
@@ -40,6 +50,10 @@ class Ours:
             return self._load(**request["load"])
         if "open" in request:
             return self._open(**request["open"], test=request["test"])
+        if "batch" in request:
+            return self._open_batch(**request["batch"])
+        if "pass" in request:
+            return self._pass(Pass(**request["pass"]), request["precision"], request["depth"])
         if "probe" in request:
             on_gpu = self._backend == "cuda"
             return {
@@ -89,6 +103,33 @@ class Ours:
             layer.nbytes * min(depth, layer.slots) // layer.slots for layer in cache.layers
         )
         return {"bytes_per_token": self._model.weights.bytes_per_token + filled}
+
+    def _open_batch(self, widest: int, depth: int, kv: str) -> dict[str, Any]:
+        probes = Probes(self._threads)
+        self._timers = {
+            precision: PassTimer(
+                self._model,
+                widest,
+                depth,
+                precision=precision,
+                kv=kv,
+                threads=self._threads,
+                backend=self._backend,
+                probes=probes,
+            )
+            for precision in PLANES
+        }
+        return {}
+
+    def _pass(self, one: Pass, precision: str, depth: int) -> dict[str, Any]:
+        sample = self._timers[precision].sample(one, depth)
+        share = sample.share(Roofline.of(self._model.weights), one, precision)
+        return {
+            "seconds": sample.seconds,
+            "share": share,
+            "read": sample.read,
+            "dots": sample.dots,
+        }
 
     def _measure(self, test: str, tokens: int, depth: int) -> float:
         """Seconds for ``tokens`` tokens after ``depth``."""

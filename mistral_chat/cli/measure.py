@@ -12,28 +12,42 @@ from mistral_chat.cli.options import AsJson, Quiet, with_settings
 from mistral_chat.errors import ExitCode
 from mistral_chat.settings import Paths, resolve, setting
 
-MOST_TOKENS, MOST_ROUNDS, MOST_LAYERS = 1 << 20, 1000, 1000
+MOST_TOKENS, MOST_ROUNDS, MOST_LAYERS, MOST_AT_ONCE = 1 << 20, 1000, 1000, 256
 """What may be measured: more is a slip of the finger, and would take all memory or days."""
+
+Prefill = Annotated[
+    list[int] | None,
+    typer.Option(
+        help="Length of a prompt to read; may be repeated.",
+        min=1,
+        max=MOST_TOKENS,
+        metavar="TOKENS",
+    ),
+]
+
+AtOnce = Annotated[
+    list[int] | None,
+    typer.Option(
+        help="Sequences answered at once, beside one; may be repeated. Prompts then only with "
+        "--prefill.",
+        min=1,
+        max=MOST_AT_ONCE,
+        metavar="SEQUENCES",
+    ),
+]
 
 
 @app.command()
 @with_settings("model", "threads", "kv", "device", "gpu_layers")
 def bench(
-    prefill: Annotated[
-        list[int] | None,
-        typer.Option(
-            help="Length of a prompt to read; may be repeated.",
-            min=1,
-            max=MOST_TOKENS,
-            metavar="TOKENS",
-        ),
-    ] = None,
+    prefill: Prefill = None,
     depth: Annotated[
         list[int] | None,
         typer.Option(
             help="Tokens in the cache while decoding; may be repeated.", min=0, max=MOST_TOKENS
         ),
     ] = None,
+    at_once: AtOnce = None,
     rounds: Annotated[
         int, typer.Option(help="Measurements of each; medians are shown.", min=1, max=MOST_ROUNDS)
     ] = 5,
@@ -62,8 +76,8 @@ def bench(
     from mistral_chat.terminal.render import Notes
 
     plan = Plan(
-        prefill or [128, 512], depth or [0, 1024], rounds, geometry, layers, bits, group_size,
-        symmetric,
+        prefill or ([] if at_once else [128, 512]), depth or [0, 1024], rounds, geometry, layers,
+        bits, group_size, symmetric, at_once or [],
     )  # fmt: skip
     with Notes(quiet).progress() as progress:
         report = run_benchmark(plan, settings, paths, progress)

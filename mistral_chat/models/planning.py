@@ -171,6 +171,18 @@ def check_quantizing_memory(config: ModelConfig, method: str) -> None:
     )
 
 
+def check_caches_memory(config: ModelConfig, sequences: int, context: int, kind: str) -> None:
+    """Raise MemoryShortError, with numbers, where sequences' keys and values cannot fit."""
+    needed, available = sequences * cache_bytes(config, context, kind), available_memory()
+    if available is None or needed <= available:
+        return
+    raise MemoryShortError(
+        f"Keys and values of {sequences} sequences with {context} tokens each take "
+        f"{needed / 1e9:.1f} GB of memory, but only {available / 1e9:.1f} GB are free; ask for "
+        "fewer sequences or tokens, or for --kv int8."
+    )
+
+
 def available_memory() -> int | None:
     """Bytes of memory that are free, as far as the system tells; no more than a container's."""
     found = [size for size in (_free_of_system(), _free_of_container()) if size is not None]

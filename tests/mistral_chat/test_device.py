@@ -86,6 +86,25 @@ def test_bench(command: Command, model: str, gpu: None, monkeypatch: pytest.Monk
     ]
 
 
+def test_bench_of_sequences_at_once(
+    command: Command, model: str, gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "copy_bandwidth", lambda: 64.0)
+    flags = "bench", "-m", model, "--device", "cuda", "--rounds", "1", "--depth", "0", "-q"
+    result = command(*flags, "--at-once", "2", "--json")
+    assert (result.code, result.stderr) == (0, "")
+    rows = json.loads(result.stdout)["at_once"]
+    assert [(row["sequences"], row["precision"]) for row in rows] == [
+        (1, "exact"),
+        (2, "exact"),
+        (2, "fast"),
+    ]
+    assert [row["roofline_share"] for row in rows] == [None] * 3  # nothing probes a GPU's products
+    shown = command(*flags, "--at-once", "2").stdout
+    assert "times one" in shown
+    assert "of what reading" not in shown
+
+
 def test_the_table_of_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 

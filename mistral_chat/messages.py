@@ -47,10 +47,11 @@ def read_conversation(data: bytes) -> list[Message]:
             "The conversation must be a JSON list of messages such as "
             '{"role": "user", "content": "Hi"}.'
         )
-    return [_message(place, value) for place, value in enumerate(values, 1)]
+    return [message_of(place, value) for place, value in enumerate(values, 1)]
 
 
-def _message(place: int, value: object) -> Message:
+def message_of(place: int, value: object) -> Message:
+    """The message at that place, from JSON; raises UsageError that names what is wrong."""
     if not isinstance(value, dict) or value.keys() != {"role", "content"}:
         raise UsageError(
             f'Message {place} of the conversation must be an object with "role" and "content", '

@@ -17,6 +17,7 @@ import typer
 
 # Importing a module of commands adds them to the application, in the order of the help.
 from mistral_chat.cli import (  # noqa: F401
+    batch,
     chat,
     inspect,
     measure,

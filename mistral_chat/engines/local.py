@@ -107,15 +107,7 @@ class ChatEngine:
         )
         pending = b"" if begun is None else begun.pending
         writing = Writing(self.tokenizer, goes_on, pending, stop_loops)
-        for token in generation:
-            piece = writing.feed(token)
-            if piece:
-                yield TextDelta(piece)
-            if writing.in_loop:
-                break
-        rest = writing.end(generation.finish_reason)
-        if rest:
-            yield TextDelta(rest)
+        yield from _write(generation, writing)
         prompt = self.template.encode(messages[:-1]) if goes_on else ids
         before = messages[-1].text if goes_on else ""
         self._memory.note(
@@ -129,7 +121,7 @@ class ChatEngine:
             seed=generation.seed,
         )
 
-    def answers(self, at_once: int, budget: int | None = None) -> Answers:
+    def answer_many(self, at_once: int, budget: int | None = None) -> Answers:
         """Many conversations answered at once, each in a context as long as this engine's.
 
         ``budget`` bounds the tokens of a pass while any is being answered; None lets prompts have
@@ -170,6 +162,19 @@ class ChatEngine:
         Raises CacheError for a file that is damaged or belongs to another model.
         """
         self.session.restore(path, self.identity)
+
+
+def _write(generation: quant.Generation, writing: Writing) -> Iterator[TextDelta]:
+    """The pieces of an answer, as its ids come."""
+    for token in generation:
+        piece = writing.feed(token)
+        if piece:
+            yield TextDelta(piece)
+        if writing.in_loop:
+            break
+    rest = writing.end(generation.finish_reason)
+    if rest:
+        yield TextDelta(rest)
 
 
 def _timings(generation: quant.Generation) -> Timings:

@@ -29,12 +29,12 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The answer to a conversation; reasons and counts are those of ``Finished`` and ``Usage``."""
+    """The answer to a conversation; its fields are those of ``Finished``."""
 
     text: str
     finish_reason: str
     usage: Usage
-    seed: int
+    seed: int | None
 
 
 @dataclass(eq=False)
@@ -51,7 +51,7 @@ class Answers:
 
     Example, for an engine with two sequences or more::
 
-        answers = engine.answers(at_once=2)
+        answers = engine.answer_many(at_once=2)
         first, second = answers.ask(Asked(hello, sampling)), answers.ask(Asked(goodbye, sampling))
         while answers.waiting:
             for number, answered in answers.step():

@@ -79,8 +79,8 @@ class Milestones:
         self._said: set[str] = set()
         self._started = self._last = (0.0, 0)
 
-    def tell(self, label: str, done: int, total: int) -> None:
-        """Take note of how far the work is, and say it if it is time to."""
+    def tell(self, label: str, done: int, total: int, more: str = "") -> None:
+        """Take note of how far the work is, and say it, and what more there is, if it is time."""
         now = self._clock()
         if label not in self._said:
             self._said.add(label)
@@ -92,7 +92,7 @@ class Milestones:
         self._last = (now, done)
         start, first = self._started
         left = (now - start) * (total - done) / (done - first)
-        self._say(f"{label}: {done / total:.0%}, {duration(left)} left")
+        self._say(f"{label}: {done / total:.0%}, {duration(left)} left{more}")
 
 
 def duration(seconds: float) -> str:
@@ -159,6 +159,31 @@ class Notes:
                 bar.reset(task, description=label)
                 bar.start()
             bar.update(task, completed=done, total=total)
+
+        try:
+            yield draw
+        finally:
+            bar.stop()
+
+    @contextmanager
+    def counting(self, label: str) -> Iterator[Callable[[int, int, str], None]]:
+        """A bar for things of which so many of so many are done, with a word about the speed."""
+        if not self._moving:
+            milestones = Milestones(self.say)
+            yield lambda done, total, speed: milestones.tell(label, done, total, f", {speed}")
+            return
+        columns = (
+            TextColumn(label + " {task.completed}/{task.total}", markup=False),
+            BarColumn(),
+            TextColumn("{task.description}", markup=False),
+            TimeRemainingColumn(),
+        )
+        bar = Progress(*columns, console=self._console, transient=True)
+        task = bar.add_task("", total=None)
+
+        def draw(done: int, total: int, speed: str) -> None:
+            bar.start()
+            bar.update(task, completed=done, total=total, description=speed)
 
         try:
             yield draw

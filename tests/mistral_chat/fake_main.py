@@ -10,6 +10,7 @@ from tests.mistral_chat.fakes import FakeEngine
 if __name__ == "__main__":
     engine = FakeEngine(json.loads(os.environ["FAKE_ANSWERS"]))
     engine.session.max_context = int(os.environ.get("FAKE_CONTEXT", "100"))
+    engine.delay = float(os.environ.get("FAKE_DELAY", "0"))
     engine.rules = json.loads(os.environ.get("FAKE_RULES", "{}"))
     opening.open_engine = lambda settings, paths, progress, ignore_memory=False: engine
     main()

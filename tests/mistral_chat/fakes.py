@@ -18,13 +18,17 @@ from typing import Any
 import gguf
 
 from mistral_chat.engines.events import Finished, PrefillProgress, TextDelta, Timings, Usage
+from mistral_chat.engines.many import Answered, Asked
 from mistral_chat.messages import Message
 from mistral_chat.models.download import PinnedFile
 from mistral_chat.models.names import EmbeddedModel
 from mistral_chat.templates import template_for
 from mistral_chat.tokenizers import Tokenizer, tokenizer_from_gguf
 from mistral_chat.tokenizers.huggingface import byte_alphabet
-from quant.errors import CacheError
+from quant.config import ModelConfig
+from quant.errors import CacheError, ContextFullError, NotFiniteError, QuantError
+
+from ..quant.models import TINY
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -168,6 +172,48 @@ class FakeModel:
     digest: str = "d" * 64
     source: str = "fake.gguf"
     weight_bytes: int = 2_000_000
+    config: ModelConfig = TINY
+
+
+class FakeAnswers:
+    """Answers many at once, the latest first: "echo" and the question, or an error to raise.
+
+    A question with "fails" in it ends in an error, "too long" is refused at once.
+    """
+
+    def __init__(self, engine: FakeEngine, at_once: int) -> None:
+        self.at_once = at_once
+        self.tokens = 0
+        self._engine = engine
+        self._asked: dict[int, Asked] = {}
+        self._next = 0
+
+    @property
+    def waiting(self) -> int:
+        return len(self._asked)
+
+    def ask(self, asked: Asked) -> int:
+        self._engine.asked.append(list(asked.messages))
+        self._engine.samplings.append(asked.sampling)
+        if "too long" in asked.messages[-1].text:
+            raise ContextFullError(200, 100)
+        self._next += 1
+        self._asked[self._next] = asked
+        return self._next
+
+    def step(self) -> list[tuple[int, Answered | QuantError]]:
+        if self._engine.delay:
+            time.sleep(self._engine.delay)
+        if self._engine.interrupt_after == len(self._engine.asked):
+            signal.raise_signal(signal.SIGINT)
+            return []
+        number, asked = self._asked.popitem()
+        question = asked.messages[-1].text
+        if "fails" in question:
+            return [(number, NotFiniteError())]
+        self.tokens += 2
+        usage = Usage(len(question.split()), 0, 2)
+        return [(number, Answered(f"echo {question}", "stop", usage, asked.sampling.seed or 0))]
 
 
 class FakeScorer:
@@ -221,6 +267,10 @@ class FakeEngine:
         self.template = template_for(self.tokenizer)
         self.rules: dict[str, Any] = {}
         self.scorers: list[FakeScorer] = []
+        self.delay = 0.0
+
+    def answer_many(self, at_once: int) -> FakeAnswers:
+        return FakeAnswers(self, at_once)
 
     def scorer(self, context: int) -> FakeScorer:
         self.scorers.append(FakeScorer(self.tokenizer, self.rules))

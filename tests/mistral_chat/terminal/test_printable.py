@@ -177,6 +177,8 @@ def test_an_answer_in_a_pipe_keeps_its_bytes(command: Command, engine: FakeEngin
 
 
 WRITES = {
+    # Records go through printable_json; what goes to files is not shown.
+    "batch/results.py": {"file.write", "self._file.write", "self._stream.write"},
     "cli/__init__.py": {"super().write"},  # of the stream itself
     "cli/application.py": {"typer.echo"},
     "terminal/markdown.py": {"self._stream.write"},

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mistral_chat.cli.application import PROGRAM, app
-from mistral_chat.cli.options import IgnoreMemory, Quiet, with_settings
+from mistral_chat.cli.options import AtOnce, IgnoreMemory, Quiet, with_settings
 from mistral_chat.errors import ExitCode, MemoryShortError, UsageError
 from mistral_chat.settings import MODERATING, Paths, Settings, resolve
 
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from mistral_chat.engines.local import ChatEngine
     from mistral_chat.guardrail.moderation import Moderator
     from mistral_chat.terminal.render import Notes
-
-MOST_AT_ONCE = 1024
-"""More would not make a pass any cheaper."""
 
 STDIN = "-"
 
@@ -52,16 +49,6 @@ Resume = Annotated[
 ]
 Unordered = Annotated[
     bool, typer.Option("--unordered", help="Results as they come, not in the order of the lines.")
-]
-AtOnce = Annotated[
-    int | None,
-    typer.Option(
-        help="How many are answered at once. [default: 16, or as many as memory bears]",
-        min=1,
-        max=MOST_AT_ONCE,
-        metavar="N",
-        show_default=False,
-    ),
 ]
 
 SETTINGS = (
@@ -183,9 +170,11 @@ def _at_once(
 ) -> int:
     from mistral_chat.models.planning import AT_ONCE, sequences_that_fit
 
-    # What is loaded already is no longer free.
-    most = wanted or AT_ONCE
-    fitting = sequences_that_fit(engine.model.config, 0, settings.context, settings.kv, most)
+    # Weights that are mapped from a file count as free, and must not lose their place.
+    model, most = engine.model, wanted or AT_ONCE
+    fitting = sequences_that_fit(
+        model.config, model.weight_bytes, settings.context, settings.kv, most
+    )
     if wanted is not None and fitting < wanted and not ignore_memory:
         raise MemoryShortError(
             f"Memory bears {fitting} texts of {settings.context} tokens at once, not {wanted}; ask "

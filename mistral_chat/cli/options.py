@@ -11,6 +11,9 @@ import typer
 
 from mistral_chat.settings import all_settings, setting
 
+MOST_AT_ONCE = 1024
+"""Texts that may be read at once: more would not make a pass any cheaper."""
+
 SHORT_FLAGS = {"model": "-m", "system": "-s", "temperature": "-t", "max_tokens": "-n"}
 
 
@@ -77,3 +80,13 @@ NoCheck = Annotated[
 ]
 ModelArgument = Annotated[str, typer.Argument(help="A model's name, folder or GGUF file.")]
 Threads = Annotated[int | None, option("threads")]
+AtOnce = Annotated[
+    int | None,
+    typer.Option(
+        help="Texts of many that are read at once. [default: 16, or as many as memory bears]",
+        min=1,
+        max=MOST_AT_ONCE,
+        metavar="N",
+        show_default=False,
+    ),
+]

@@ -130,17 +130,25 @@ class Run:
     def _finish(
         self, line: int, request: Request, judged: list[Judged], answered: Answered | QuantError
     ) -> None:
-        if isinstance(answered, QuantError):
-            self._put(line, error_record(line, request.named, answered))
-            return
-        if self.moderator is not None and answered.text.strip():
-            # What is finished is judged to the end: a batch that stops loses nothing.
-            verdict = self.moderator.judge(answered.text, Role.ASSISTANT, request.question)
-            if verdict is not None:
-                judged.append(Judged(Role.ASSISTANT, verdict))
-                if verdict.refused:
-                    answered = replace(answered, text="", finish_reason="refused")
-        self._put(line, answer_record(line, request, answered, judged, self.model))
+        try:
+            if isinstance(answered, QuantError):
+                raise answered
+            answered = self._judged(request, judged, answered)
+        except QuantError as error:
+            self._put(line, error_record(line, request.named, error))
+        else:
+            self._put(line, answer_record(line, request, answered, judged, self.model))
+
+    def _judged(self, request: Request, judged: list[Judged], answered: Answered) -> Answered:
+        """An answer as it may be told; the verdict on it is added to those that are ``judged``."""
+        if self.moderator is None or not answered.text.strip():
+            return answered
+        # Judged to the end, also after Ctrl-C: a batch that stops loses nothing that is finished.
+        verdict = self.moderator.judge(answered.text, Role.ASSISTANT, request.question)
+        if verdict is None:
+            return answered
+        judged.append(Judged(Role.ASSISTANT, verdict))
+        return replace(answered, text="", finish_reason="refused") if verdict.refused else answered
 
     def _put(self, line: int, record: Record) -> None:
         self.results.put(line, record)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import random
-import signal
 import subprocess
 import sys
 import time
@@ -16,7 +14,8 @@ from typing import Any
 import pytest
 
 from mistral_chat.batch import results
-from mistral_chat.errors import ExitCode
+from mistral_chat.errors import ExitCode, JudgingError
+from mistral_chat.guardrail.moderation import SelfReflection
 
 from ..conftest import FAKE_MAIN, Command
 from ..fakes import FakeEngine
@@ -176,6 +175,24 @@ def test_the_guardrail_judges_lines_and_answers(engine: FakeEngine, command: Com
     assert len(engine.asked) == 1
 
 
+def test_an_answer_that_cannot_be_judged_is_that_lines_fault(
+    engine: FakeEngine, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = SelfReflection.judge
+
+    def judge(self: Any, text: str, *more: Any, **named: Any) -> Any:
+        if text == "echo b":
+            raise JudgingError
+        return plain(self, text, *more, **named)
+
+    monkeypatch.setattr(SelfReflection, "judge", judge)
+    result = command("batch", "--guardrail", "moderate", stdin=b'"a"\n"b"\n"c"')
+    assert result.code == ExitCode.FAILED
+    a, b, c = records(result.stdout)
+    assert "nothing was judged" in b["error"]
+    assert (a["text"], c["text"]) == ("echo a", "echo c")
+
+
 def test_bad_options(engine: FakeEngine, command: Command, tmp_path: Path) -> None:
     for arguments, said in (
         (["--resume"], "--output"),
@@ -208,32 +225,24 @@ def test_nothing_is_lost_to_a_kill(
     file, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     file.write_text("".join(f'"question {n}"\n' for n in range(60)), "utf-8")
     command = [sys.executable, *FAKE_MAIN, "batch", str(file), "-o", str(output), "--resume"]
-    chance = random.Random(0)
     part = tmp_path / "out.jsonl.part"
-    done, killed = 0, 0
-    for _ in range(40):
+
+    def done() -> int:
+        return max(0, part.read_bytes().count(b"\n") - 1) if part.exists() else 0
+
+    for wanted in (3, 10, 24, 41):
         process = subprocess.Popen(
             command, env=fake_environment(FAKE_DELAY="0.02"), stderr=subprocess.DEVNULL
         )
-        try:
-            end = time.monotonic() + 60
-            while process.poll() is None and time.monotonic() < end:
-                lines = part.read_bytes().count(b"\n") - 1 if part.exists() else 0
-                if lines > done + chance.randrange(20):
-                    break
+        with process:
+            while done() < wanted and process.poll() is None:
                 time.sleep(0.01)
-            before = part.read_bytes().count(b"\n") - 1 if part.exists() else done
-            process.send_signal(signal.SIGKILL)
-        finally:
-            process.wait()
-        if output.exists():
-            break
-        killed += 1
-        now = part.read_bytes().count(b"\n") - 1
-        assert now >= before
-        done = now
-    assert killed
+            before = done()
+            process.kill()
+        assert done() >= before >= wanted
+        assert not output.exists()
+    told = subprocess.run(command, env=fake_environment(), capture_output=True, check=True)
+    assert int(told.stderr.split(b" lines in ")[0].split()[-1]) <= 60 - 41
     got = records(output.read_text("utf-8"))
     assert [each["text"] for each in got] == [f"echo question {n}" for n in range(60)]
-    left = [path.name for path in tmp_path.iterdir() if path.name.endswith((".part", ".new"))]
-    assert left == []
+    assert sorted(path.name for path in tmp_path.glob("*out*")) == ["out.jsonl"]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from mistral_chat.cli.application import app, tell_json
-from mistral_chat.cli.options import AsJson, ModelArgument, option, with_settings
+from mistral_chat.cli.options import MOST_AT_ONCE, AsJson, ModelArgument, option, with_settings
 from mistral_chat.errors import ExitCode, UsageError
 from mistral_chat.settings import Paths, resolve
 
@@ -100,6 +100,10 @@ def info(
 def plan_memory(
     model: ModelArgument,
     context: Annotated[int | None, option("context")] = None,
+    at_once: Annotated[
+        int,
+        typer.Option(help="Texts that are read at once.", min=1, max=MOST_AT_ONCE, metavar="N"),
+    ] = 1,
     as_json: AsJson = False,
 ) -> int:
     """Show the memory a model needs, to chat and to be quantized; nothing is loaded."""
@@ -112,7 +116,7 @@ def plan_memory(
     settings = resolve({"context": context}, os.environ, paths)
     with Notes().progress() as progress:
         place = locate(model, paths, progress)
-    result = plan(place, settings.context)
+    result = plan(place, settings.context, at_once)
     if as_json:
         tell_json(result.to_json())
     else:

@@ -11,6 +11,9 @@ import typer
 
 from mistral_chat.settings import all_settings, setting
 
+MOST_AT_ONCE = 1024
+"""Texts that may be read at once: more would not make a pass any cheaper."""
+
 SHORT_FLAGS = {"model": "-m", "system": "-s", "temperature": "-t", "max_tokens": "-n"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from bisect import bisect_right
 from dataclasses import asdict, dataclass, fields
 from math import prod
 from pathlib import Path
@@ -35,18 +36,32 @@ Two layers of Mistral 7B took 2.7 GB at most, where this tells 2.9.
 """
 
 
+AT_ONCE = 16
+"""Texts that are read at once where nobody says how many; fewer where memory bears no more."""
+
+MOST_COUNTED = 1024
+"""Texts that are counted when it is told how many fit at once: more would gain nothing."""
+
+
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes of memory: to chat, by part, and while quantizing by each method."""
+    """Bytes of memory: to chat, by part, and while quantizing by each method.
+
+    ``cache``, ``scratch`` and ``chat`` are those of ``at_once`` texts that are read at once, each
+    with ``context`` tokens. ``fitting`` is how many could be, by the kind of cache, of
+    ``MOST_COUNTED``; None where nobody knows what memory there is.
+    """
 
     model: str
     context: int
+    at_once: int
     weights: int
     cache: dict[str, int]
     scratch: int
     chat: dict[str, int]
     quantizing: dict[str, int]
     available: int | None
+    fitting: dict[str, int] | None
 
     def to_json(self) -> str:
         """One JSON object in the names of the fields."""
@@ -63,38 +78,96 @@ class MemoryPlan:
             rows.append(("free on this computer", self.available))
         for name, size in rows:
             table.add_row(name, f"{size / 1e9:8.2f} GB")
-        console.print(f"{self.model}, {self.context} tokens of context:")
+        many = f", {self.at_once} texts at once" if self.at_once > 1 else ""
+        console.print(f"{self.model}, {self.context} tokens of context{many}:")
         console.print(table)
+        if self.fitting is not None:
+            counts = (
+                f"{count}{' or more' if count == MOST_COUNTED else ''} with {kind}"
+                for kind, count in self.fitting.items()
+            )
+            console.print(f"Texts of that length that fit at once: {', '.join(counts)}.")
 
 
-def plan(path: Path, context: int) -> MemoryPlan:
-    """What the model at ``path`` needs with ``context`` tokens; nothing of it is loaded.
+def plan(path: Path, context: int, at_once: int = 1) -> MemoryPlan:
+    """What the model at ``path`` needs to read ``at_once`` texts, with ``context`` tokens each.
 
-    Raises CheckpointError and ConfigError as opening the model does. Estimates; a mapped native
-    folder may take less, since pages that nobody reads are not in memory.
+    Nothing of it is loaded. Raises CheckpointError and ConfigError as opening the model does.
+    Estimates; a mapped native folder may take less, since pages that nobody reads are not in
+    memory.
     """
-    return plan_of(open_checkpoint(path), context)
+    return plan_of(open_checkpoint(path), context, at_once)
 
 
-def plan_of(checkpoint: Checkpoint, context: int) -> MemoryPlan:
+def plan_of(checkpoint: Checkpoint, context: int, at_once: int = 1) -> MemoryPlan:
     """As :func:`plan`, for a checkpoint that is open."""
     config = checkpoint.config
     context = min(context, config.max_position_embeddings)
     names = tensor_names(config)
     spec = fitting_spec(config)
     weights = sum(tensor_bytes(*checkpoint.describe(name), spec) for name in names)
-    cache = {kind: cache_bytes(config, context, kind) for kind in ("f16", "int8")}
-    buffers = scratch_bytes(config, min(CHUNK, context))
+    kinds = ("f16", "int8")
+    available = available_memory()
     return MemoryPlan(
         model=checkpoint.source,
         context=context,
+        at_once=at_once,
         weights=weights,
-        cache=cache,
-        scratch=buffers,
-        chat={kind: PROGRAM + weights + buffers + size for kind, size in cache.items()},
+        cache={kind: at_once * cache_bytes(config, context, kind) for kind in kinds},
+        scratch=scratch_bytes(config, _rows(context, at_once), at_once),
+        chat={kind: chat_bytes(config, weights, context, kind, at_once) for kind in kinds},
         quantizing=quantizing_bytes(config),
-        available=available_memory(),
+        available=available,
+        fitting=None
+        if available is None
+        else {
+            kind: _fitting(config, weights, context, kind, MOST_COUNTED, available)
+            for kind in kinds
+        },
     )
+
+
+def chat_bytes(
+    config: ModelConfig, weights_bytes: int, context: int, kind: str, sequences: int = 1
+) -> int:
+    """Bytes to read and answer so many texts at once, each of up to ``context`` tokens."""
+    caches = sequences * cache_bytes(config, context, kind)
+    buffers = scratch_bytes(config, _rows(context, sequences), sequences)
+    return PROGRAM + weights_bytes + buffers + caches
+
+
+def sequences_that_fit(
+    config: ModelConfig, weights_bytes: int, context: int, kind: str, most: int = AT_ONCE
+) -> int:
+    """How many texts of up to ``context`` tokens memory bears at once, 1 to ``most``.
+
+    Beside them ``weights_bytes`` must find their place: those of weights that are not loaded yet,
+    or are mapped from a file. ``kind`` is the cache's element. Where nobody knows what memory is
+    free, it bears ``most``.
+
+    Example: a model of Mistral 7B's shapes in int4 takes 4.1 GB, and 0.13 MB of keys and values a
+    token in float16, so a text of 4,096 tokens takes 0.54 GB. Where 8 GB are free, 6 of them fit.
+    """
+    available = available_memory()
+    if available is None:
+        return most
+    return max(1, _fitting(config, weights_bytes, context, kind, most, available))
+
+
+def _fitting(
+    config: ModelConfig, weights_bytes: int, context: int, kind: str, most: int, available: int
+) -> int:
+    """How many texts fit, 0 to ``most``."""
+
+    def needed(sequences: int) -> int:
+        return chat_bytes(config, weights_bytes, context, kind, sequences)
+
+    return bisect_right(range(1, most + 1), available, key=needed)
+
+
+def _rows(context: int, sequences: int) -> int:
+    """Tokens of a pass for which there are buffers."""
+    return max(min(CHUNK, context), sequences)
 
 
 def tensor_bytes(shape: tuple[int, ...], packed: QuantSpec | None, spec: QuantSpec) -> int:
@@ -119,12 +192,11 @@ def cache_bytes(config: ModelConfig, context: int, kind: str) -> int:
     return size
 
 
-def scratch_bytes(config: ModelConfig, tokens: int) -> int:
-    """Bytes of a session's buffers."""
-    scratch = Scratch.allocate(config, tokens, "f16")  # zeros that nobody touches take no memory
-    return sum(
-        getattr(scratch, field.name).nbytes for field in fields(scratch) if field.name != "chunk"
-    )
+def scratch_bytes(config: ModelConfig, tokens: int, sequences: int = 1) -> int:
+    """Bytes of the buffers for passes of up to ``tokens`` tokens of so many sequences."""
+    # Zeros that nobody touches take no memory.
+    scratch = Scratch.allocate(config, tokens, "f16", sequences)
+    return sum(getattr(scratch, field.name).nbytes for field in fields(scratch))
 
 
 def quantizing_bytes(config: ModelConfig) -> dict[str, int]:

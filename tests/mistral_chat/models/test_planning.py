@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import gguf
@@ -13,18 +13,23 @@ import pytest
 import quant
 from mistral_chat.models import planning
 from mistral_chat.models.planning import (
+    AT_ONCE,
+    MOST_COUNTED,
     available_memory,
     cache_bytes,
+    chat_bytes,
     plan,
     scratch_bytes,
+    sequences_that_fit,
     tensor_bytes,
 )
+from quant.batch import Batch
 from quant.bench import GEOMETRIES
 from quant.cache import RollingCache
 from quant.checkpoints import DEFAULT_SPEC
 from quant.qtensor import QuantSpec
 
-from ...quant.models import TINY, write_gguf, write_huggingface
+from ...quant.models import TINY, random_model, write_gguf, write_huggingface
 from ..conftest import Command
 
 V3 = Path(mistral_common.__file__).parent / "data/mistral_instruct_tokenizer_240323.model.v3"
@@ -61,6 +66,42 @@ def test_parts_of_a_tensor() -> None:
     assert scratch_bytes(TINY, 256) > 256 * TINY.hidden_size * 4
 
 
+@pytest.mark.parametrize(("sequences", "context"), [(1, 256), (3, 100), (70, 64)])
+def test_many_texts_take_what_is_told(sequences: int, context: int) -> None:
+    model = random_model(WINDOWED)
+    options = quant.SessionOptions(max_context=context, backend="numpy")
+    batch = Batch(model.config, model.weights, {}, options, sequences)
+    caches = sum(cache.nbytes for cache in batch.caches)
+    assert caches == sequences * cache_bytes(WINDOWED, context, "f16")
+    scratch = batch._scratch
+    buffers = sum(getattr(scratch, field.name).nbytes for field in fields(scratch))
+    # Of a short context a pass has a few rows more than are counted.
+    told = scratch_bytes(WINDOWED, batch.rows, sequences)
+    assert told == buffers
+    assert chat_bytes(WINDOWED, 5, context, "f16", sequences) == (
+        planning.PROGRAM + 5 + told + caches
+    )
+
+
+def test_as_many_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    mistral = GEOMETRIES["mistral-7b"]
+
+    def fitting(free: int | None, kind: str = "f16", most: int = AT_ONCE) -> int:
+        monkeypatch.setattr(planning, "available_memory", lambda: free)
+        return sequences_that_fit(mistral, 4_100_000_000, 4096, kind, most)
+
+    assert fitting(8_000_000_000) == 6
+    assert fitting(8_000_000_000, "int8") == 12
+    assert fitting(8_000_000_000, most=2) == 2
+    assert fitting(64_000_000_000) == AT_ONCE
+    assert fitting(None) == AT_ONCE
+    assert fitting(1_000_000_000) == 1  # one is tried all the same
+    for count in (1, 2, 5):
+        needed = chat_bytes(mistral, 4_100_000_000, 4096, "f16", count)
+        assert fitting(needed) == count
+        assert fitting(needed - 1) == max(1, count - 1)
+
+
 def test_the_command(tmp_path: Path, command: Command) -> None:
     write_huggingface(tmp_path, WINDOWED)
     result = command("plan", str(tmp_path), "--context", "128", "--json")
@@ -75,8 +116,39 @@ def test_the_command(tmp_path: Path, command: Command) -> None:
     shown = command("plan", str(tmp_path))
     for line in ("weights", "cache, f16", "chatting with int8", "quantizing by gptq"):
         assert line in shown.stdout
+    assert "texts at once:" not in shown.stdout
     missing = command("plan", "nothing")
     assert (missing.code, missing.stdout) == (5, "")
+
+
+def test_the_plan_of_many(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_huggingface(tmp_path, WINDOWED)
+    asked = ("plan", str(tmp_path), "--context", "128")
+    one = json.loads(command(*asked, "--json").stdout)
+    many = json.loads(command(*asked, "--json", "--at-once", "5").stdout)
+    assert (one["at_once"], many["at_once"]) == (1, 5)
+    assert many["cache"] == {kind: 5 * size for kind, size in one["cache"].items()}
+    assert many["weights"] == one["weights"]
+    assert many["scratch"] == one["scratch"]  # they share the passes
+    free = many["chat"]["f16"]
+    monkeypatch.setattr(planning, "available_memory", lambda: free)
+    told = json.loads(command(*asked, "--json").stdout)["fitting"]
+    assert told["f16"] == 5
+    assert told["int8"] > 5
+    shown = command(*asked, "--at-once", "5").stdout
+    assert "128 tokens of context, 5 texts at once:" in shown
+    assert f"fit at once: 5 with f16, {told['int8']} with int8." in shown
+    monkeypatch.setattr(planning, "available_memory", lambda: 10)
+    assert json.loads(command(*asked, "--json").stdout)["fitting"] == {"f16": 0, "int8": 0}
+    monkeypatch.setattr(planning, "available_memory", lambda: 1 << 40)
+    assert f"fit at once: {MOST_COUNTED} or more with f16" in command(*asked).stdout
+    monkeypatch.setattr(planning, "available_memory", lambda: None)
+    assert json.loads(command(*asked, "--json").stdout)["fitting"] is None
+    assert "fit at once" not in command(*asked).stdout
+    for wrong in ("0", "2000", "x"):
+        assert command(*asked, "--at-once", wrong).code == 2
 
 
 def test_this_computer_has_memory() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mistral_chat.cli.application import PROGRAM, app, tell_json
-from mistral_chat.cli.options import AsJson, IgnoreMemory, Quiet, with_settings
+from mistral_chat.cli.options import MOST_AT_ONCE, AsJson, IgnoreMemory, Quiet, with_settings
 from mistral_chat.errors import ExitCode, UsageError
 from mistral_chat.messages import Role
 from mistral_chat.settings import Paths, Settings, resolve
@@ -59,6 +59,17 @@ CategoriesFile = Annotated[
         metavar="FILE",
     ),
 ]
+AtOnce = Annotated[
+    int | None,
+    typer.Option(
+        help="With --jsonl or --evaluate: texts that are judged at once, fewer where memory bears "
+        "no more. [default: 16]",
+        min=1,
+        max=MOST_AT_ONCE,
+        metavar="N",
+        show_default=False,
+    ),
+]
 
 
 @app.command()
@@ -71,6 +82,7 @@ def moderate(
     evaluate: LabelledFile = None,
     plot: PlotFile = None,
     save_categories: CategoriesFile = None,
+    at_once: AtOnce = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     ignore_memory: IgnoreMemory = False,
@@ -87,10 +99,13 @@ def moderate(
         raise UsageError(f"--role is user or assistant, not {role!r}.")
     if plot is not None and evaluate is None:
         raise UsageError("--plot draws an evaluation; give it one with --evaluate FILE.")
+    if at_once is not None and evaluate is None and not as_jsonl:
+        raise UsageError("--at-once is for many texts; give them with --jsonl or --evaluate FILE.")
 
     from mistral_chat.guardrail.categories import PAPER, load_taxonomy
     from mistral_chat.guardrail.report import check_target
     from mistral_chat.guardrail.report import save_categories as save
+    from mistral_chat.models.planning import AT_ONCE
     from mistral_chat.terminal.render import Notes
 
     # Looked at before a model is loaded, which takes longer.
@@ -107,13 +122,15 @@ def moderate(
     notes = Notes(quiet, settings.plain)
     opened = partial(_open, settings, paths, notes, ignore_memory)
     if evaluate is not None:
-        return _evaluate(opened, evaluate, plot, save_categories, as_json, notes)
+        return _evaluate(
+            opened, evaluate, plot, save_categories, at_once or AT_ONCE, as_json, notes
+        )
     if save_categories is not None:
         save(taxonomy, save_categories)
         notes.say(f"{save_categories} holds the categories of {taxonomy.source}.")
         return ExitCode.DONE
     if as_jsonl:
-        return _judge_lines(opened, words, files, Role(role))
+        return _judge_lines(opened, words, files, Role(role), at_once or AT_ONCE)
     return _judge_text(opened, words, files, Role(role), as_json, notes)
 
 
@@ -170,7 +187,11 @@ def _judge_text(
 
 
 def _judge_lines(
-    opened: Callable[[], Moderator], words: list[str], files: list[Path], role: Role
+    opened: Callable[[], Moderator],
+    words: list[str],
+    files: list[Path],
+    role: Role,
+    at_once: int,
 ) -> ExitCode:
     """A verdict on each line of standard input; ``role`` wrote those that do not tell."""
     from mistral_chat.guardrail.report import read_lines, to_json
@@ -185,8 +206,8 @@ def _judge_lines(
     moderator = opened()
     refused = False
     with stopped_by_interrupt() as cancel:
-        for line in lines:
-            verdict = moderator.judge(line.text, line.role, line.question, cancel=cancel)
+        verdicts = moderator.judge_all((line.said for line in lines), at_once, cancel)
+        for line, verdict in zip(lines, verdicts, strict=False):
             if verdict is None:
                 return ExitCode.INTERRUPTED
             tell_json(to_json({**line.values, "verdict": verdict.record()}))
@@ -199,6 +220,7 @@ def _evaluate(
     place: str,
     plot: Path | None,
     categories: Path | None,
+    at_once: int,
     as_json: bool,
     notes: Notes,
 ) -> ExitCode:
@@ -223,6 +245,7 @@ def _evaluate(
             examples,
             lambda done, total: progress("Classifying", done, total),
             cancel,
+            at_once,
         )
     if evaluation is None:
         return ExitCode.INTERRUPTED

@@ -118,7 +118,7 @@ class ChatEngine:
         widest = (config.max_position_embeddings, *(each for each in config.windows if each))
         # A window as long as the context never moves on, so a label can always be taken back.
         options = replace(self._options, max_context=min(context, *widest))
-        return SessionScorer(self.model.open(options))
+        return SessionScorer(self.model, options)
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """How many tokens a conversation is; raises UsageError as the template does."""

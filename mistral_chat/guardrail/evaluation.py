@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mistral_chat.errors import UsageError
-from mistral_chat.guardrail.moderation import Moderator
+from mistral_chat.guardrail.moderation import Moderator, Said
 from mistral_chat.guardrail.prompt import ACCEPTABLE, Taxonomy, Verdict, worst
 from mistral_chat.guardrail.thresholds import Bools, Chances, calibrated, passes, with_thresholds
 from mistral_chat.models.texts import MOST_BYTES
@@ -265,20 +265,20 @@ def evaluate(
     examples: Sequence[Example],
     progress: Callable[[int, int], None] | None = None,
     cancel: Callable[[], bool] | None = None,
+    at_once: int = 1,
 ) -> Evaluation | None:
-    """The verdicts of a moderator on examples; None where ``cancel`` said yes.
+    """The verdicts of a moderator on examples, up to ``at_once`` of which are read together; None
+    where ``cancel`` said yes.
 
     Every window of a text is judged, also after one that is refused: with other thresholds it
-    would not be.
+    would not be. ``progress(done, total)`` is called after each example.
     """
-    verdicts = []
-    for place, example in enumerate(examples, 1):
-        found: list[Verdict] = []
-        for verdict in moderator.verdicts(example.text, cancel=cancel):
-            if verdict is None:
-                return None
-            found.append(verdict)
+    verdicts: list[list[Verdict]] = []
+    texts = (Said(example.text) for example in examples)
+    for found in moderator.verdicts(texts, at_once, cancel):
+        if found is None:
+            return None
         verdicts.append(found)
         if progress is not None:
-            progress(place, len(examples))
+            progress(len(verdicts), len(examples))
     return Evaluation(moderator.name, moderator.taxonomy, examples, verdicts)

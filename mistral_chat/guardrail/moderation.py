@@ -6,16 +6,20 @@ asks begins the same way each time, so its keys and values stay in a cache of th
 verdict costs reading the text, and a step for those labels that are longer than a token.
 
 Long texts are judged in windows, each by itself: a short harmful part would drown in a long prompt.
+
+The judging of one text is a generator that asks for scores and knows nothing of who computes them.
+So one text and many at once are judged by the same code.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from mistral_chat.errors import UsageError
 from mistral_chat.guardrail.categories import LLAMA_GUARD, PAPER, load_taxonomy
@@ -35,6 +39,45 @@ OVERLAP = 8
 
 Cancel = Callable[[], bool] | None
 Progress = Callable[[int, int], None] | None
+Result = TypeVar("Result")
+Asking = Generator[list[int], Sequence[float], Result]
+"""What asks a scorer: it yields the ids of a prompt, one prompt at least, is sent the score of each
+continuation after it, and returns what it made of all scores."""
+
+
+def answered(
+    asking: Asking[Result], score: Callable[[list[int]], Sequence[float] | None]
+) -> Result | None:
+    """The result of what asks, with ``score`` asked for each prompt; None once that gives None.
+
+    >>> def likeliest(prompts):
+    ...     places = []
+    ...     for ids in prompts:
+    ...         scores = yield ids
+    ...         places.append(scores.index(max(scores)))
+    ...     return places
+    >>> answered(likeliest([[1, 5], [1, 7]]), lambda ids: [-2.0, -0.5 * ids[-1]])
+    [0, 0]
+    """
+    scores = None
+    while True:
+        try:
+            ids = next(asking) if scores is None else asking.send(scores)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+        scores = score(ids)
+        if scores is None:
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A text to be judged, and who said it; an answer may have the ``question`` that it answers."""
+
+    text: str
+    role: Role = Role.USER
+    question: str = ""
 
 
 class Scorer(Protocol):
@@ -51,6 +94,20 @@ class Scorer(Protocol):
         cancel: Cancel = None,
     ) -> Sequence[float] | None:
         """Log-probability of each continuation; None where cancelled. See :func:`quant.score`."""
+
+    def score_all(
+        self,
+        askings: Iterable[Asking[Result]],
+        continuations: Sequence[Sequence[int]],
+        at_once: int,
+        cancel: Cancel = None,
+    ) -> Iterator[Result | None]:
+        """The results of all that ask, in their order, with up to ``at_once`` of them carried on
+        together; None, and no more, where ``cancel`` said yes.
+
+        They are taken up as room becomes free, so there may be any number of them. What one of them
+        raises, or scoring for it, is raised in its place.
+        """
 
 
 class Loaded(Protocol):
@@ -98,39 +155,58 @@ class Moderator(ABC):
         UsageError for a text of nothing but blanks, and JudgingError for scores that are no
         numbers.
         """
-        found: list[Verdict] = []
-        for verdict in self.verdicts(text, role, question, cancel):
-            if verdict is None:
-                return None
-            found.append(verdict)
-            if progress is not None:
-                progress(verdict.window, verdict.windows)
-            if verdict.refused:
-                break
-        return replace(worst(found), read=len(found))
+        asking = self._asking(Said(text, role, question), progress=progress)
+        score = partial(self._scorer.score, continuations=self._continuations, cancel=cancel)
+        found = answered(asking, score)
+        return None if found is None else _of_all(found)
+
+    def judge_all(
+        self, texts: Iterable[Said], at_once: int, cancel: Cancel = None
+    ) -> Iterator[Verdict | None]:
+        """The verdict on each of many texts, in their order, as :meth:`judge` gives it.
+
+        Up to ``at_once`` of them are read together, or fewer where memory bears no more, and only
+        some more than those are held: ``texts`` may go on for ever. None, and no more, where
+        ``cancel``, asked between two passes, said yes. Raises as :meth:`judge` does, after the
+        verdicts on all texts before that which is at fault.
+
+        >>> for verdict in moderator.judge_all(map(Said, texts), 16):  # doctest: +SKIP
+        ...     print(verdict.reason())
+        """
+        askings = (self._asking(each) for each in texts)
+        for found in self._scorer.score_all(askings, self._continuations, at_once, cancel):
+            yield None if found is None else _of_all(found)
 
     def verdicts(
-        self, text: str, role: Role = Role.USER, question: str = "", cancel: Cancel = None
-    ) -> Iterator[Verdict | None]:
-        """The verdict on each window of a text, all of them; None, and no more, where cancelled.
+        self, texts: Iterable[Said], at_once: int, cancel: Cancel = None
+    ) -> Iterator[list[Verdict] | None]:
+        """As :meth:`judge_all`, but the verdicts on all windows of each text, refused or not."""
+        askings = (self._asking(each, every=True) for each in texts)
+        yield from self._scorer.score_all(askings, self._continuations, at_once, cancel)
 
-        Raises as :meth:`judge` does.
+    def _asking(
+        self, said: Said, every: bool = False, progress: Progress = None
+    ) -> Asking[list[Verdict]]:
+        """The judging of one text: the verdicts on its windows, with ``every`` on all of them,
+        otherwise up to the first that is refused.
         """
+        text, role, question = said.text, said.role, said.question
         if not text.strip():
             raise UsageError("There is no text to classify; give one that is not empty.")
         if self._room(self._overhead(role, question)) < SMALLEST_WINDOW:
             question = ""
         windows = self.windows(text, role, question)
+        found: list[Verdict] = []
         for place, window in enumerate(windows, 1):
             ids = self._prompt(window, role, question)
-            scores = self._scorer.score(ids, self._continuations, cancel)
-            if scores is None:
-                yield None
-                return
-            chances, together = self._probabilities(checked(scores))
+            chances, together = self._probabilities(checked((yield ids)))
             verdict = decide(self.taxonomy, chances, ids, together)
-            count = len(windows)
-            yield replace(verdict, window=place, windows=count, read=count)
+            found.append(replace(verdict, window=place, windows=len(windows), read=len(windows)))
+            if progress is not None:
+                progress(place, len(windows))
+            if verdict.refused and not every:
+                break
+        return found
 
     def windows(self, text: str, role: Role = Role.USER, question: str = "") -> list[str]:
         """The parts in which a text is judged: itself, if it is short enough."""
@@ -250,6 +326,11 @@ class Classifier(Moderator):
         own = {name: unsafe * share for name, share in zip(names, codes, strict=False)}
         others = unsafe * sum(codes[len(names) :])
         return {self.taxonomy.acceptable: safe + others, **own}, mass(words)
+
+
+def _of_all(found: Sequence[Verdict]) -> Verdict:
+    """The verdict on a text, of those on its windows as far as it was read."""
+    return replace(worst(found), read=len(found))
 
 
 def answer_ids(template: ChatTemplate, tokenizer: Tokenizer, text: str) -> list[int]:

@@ -15,6 +15,7 @@ from rich.text import Text
 from mistral_chat.errors import UsageError
 from mistral_chat.guardrail.categories import to_toml
 from mistral_chat.guardrail.evaluation import Evaluation, Rates, json_lines
+from mistral_chat.guardrail.moderation import Said
 from mistral_chat.guardrail.prompt import Taxonomy, Verdict, shown, weight
 from mistral_chat.messages import Role
 from mistral_chat.settings import brief
@@ -29,9 +30,7 @@ class Line:
     """A text of a file of many; ``values`` is the object it stands in."""
 
     values: Mapping[str, object]
-    text: str
-    role: Role
-    question: str
+    said: Said
 
 
 def read_lines(data: bytes, place: str, role: Role) -> list[Line]:
@@ -51,7 +50,7 @@ def read_lines(data: bytes, place: str, role: Role) -> list[Line]:
             )
         if not isinstance(question, str):
             raise UsageError(f"{place}, line {number}: the question is not a text.")
-        lines.append(Line(values, text, Role(own), question))
+        lines.append(Line(values, Said(text, Role(own), question)))
     if not lines:
         raise UsageError(f"There is no line to classify in {place}.")
     return lines

@@ -10,7 +10,7 @@ import signal
 import time
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import gguf
 
 from mistral_chat.engines.events import Finished, PrefillProgress, TextDelta, Timings, Usage
+from mistral_chat.guardrail.moderation import answered
 from mistral_chat.messages import Message
 from mistral_chat.models.download import PinnedFile
 from mistral_chat.models.names import EmbeddedModel
@@ -170,7 +171,26 @@ class FakeModel:
     weight_bytes: int = 2_000_000
 
 
-class FakeScorer:
+class OneByOne:
+    """Carries on all that ask, one after the other, by ``score``; what is held is counted."""
+
+    taken = 0
+
+    def score(self, ids: Any, continuations: Any, cancel: Any = None) -> list[float] | None:
+        raise NotImplementedError
+
+    def score_all(
+        self, askings: Iterable[Any], continuations: Any, at_once: int, cancel: Any = None
+    ) -> Iterator[Any]:
+        for asking in askings:
+            self.taken += 1
+            found = answered(asking, lambda ids: self.score(ids, continuations, cancel))
+            yield found
+            if found is None:
+                return
+
+
+class FakeScorer(OneByOne):
     """Finds a text to be what a word in it says: ``rules`` maps words to a label's place, and to
     its probability where that is not 0.9.
     """

@@ -11,10 +11,11 @@ import pytest
 from mistral_chat.engines import opening
 from mistral_chat.guardrail.prompt import GUARDRAIL_PROMPT
 from mistral_chat.models import names as models
+from mistral_chat.models.planning import AT_ONCE
 from mistral_chat.settings import Settings
 
 from ..conftest import Command
-from ..fakes import FakeEngine
+from ..fakes import FakeEngine, FakeScorer
 
 HERE = Path(__file__).resolve().parents[1]
 LOOKALIKES = (HERE.parent / "data" / "lookalikes.txt").read_text(encoding="utf-8")
@@ -74,6 +75,26 @@ def test_many_lines(rules: FakeEngine, command: Command) -> None:
     assert command("moderate", "--jsonl", stdin=b'{"text": "a kitten"}').code == 0
 
 
+def test_as_many_at_once_as_are_asked_for(
+    rules: FakeEngine, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    plain = FakeScorer.score_all
+
+    def noted(scorer: FakeScorer, askings: Any, labels: Any, at_once: int, cancel: Any) -> Any:
+        asked.append(at_once)
+        return plain(scorer, askings, labels, at_once, cancel)
+
+    monkeypatch.setattr(FakeScorer, "score_all", noted)
+    line = b'{"text": "a kitten"}'
+    command("moderate", "--jsonl", stdin=line)
+    command("moderate", "--jsonl", "--at-once", "3", stdin=line)
+    command("moderate", "--evaluate", "examples", "--at-once", "1")
+    command("moderate", "--evaluate", "examples")
+    assert asked == [AT_ONCE, 3, 1, AT_ONCE]
+    assert f"[default: {AT_ONCE}]" in " ".join(command("moderate", "--help").stdout.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "stdin", "words"),
     [
@@ -88,6 +109,7 @@ def test_many_lines(rules: FakeEngine, command: Command) -> None:
         (["--jsonl", "a text"], b"", "from standard input"),
         (["--role", "system", "a"], b"", "--role is user or assistant"),
         (["--plot", "x.svg", "a"], b"", "--evaluate"),
+        (["--at-once", "4", "a"], b"", "--at-once is for many texts"),
         (["--save-categories", "c.toml", "a text"], b"", "With --save-categories no text is"),
         (["--save-categories", "c.toml", "--jsonl"], b"{}", "With --save-categories no text is"),
         (["--evaluate", "examples", "a text"], b"", "With --evaluate no text is classified"),
@@ -183,6 +205,7 @@ def test_ctrl_c(rules: FakeEngine, command: Command, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(rules, "scorer", interrupted)
     assert command("moderate", "a").code == 130
     assert command("moderate", "--jsonl", stdin=b'{"text": "a"}').code == 130
+    assert command("moderate", "--jsonl", "--at-once", "1", stdin=b'{"text": "a"}').stdout == ""
     assert command("moderate", "--evaluate", "examples").code == 130
 
 

@@ -12,7 +12,7 @@ from mistral_chat.messages import Role
 from mistral_chat.templates import template_for
 from mistral_chat.tokenizers import Tokenizer, tokenizer_from_gguf
 
-from ..fakes import tiny_metadata
+from ..fakes import OneByOne, tiny_metadata
 
 TOKENIZER = tokenizer_from_gguf(tiny_metadata())
 PAPER = load_taxonomy("paper")
@@ -21,7 +21,7 @@ Rule = Callable[[str, str], float]
 """The log-probability of an answer after a prompt, both as texts."""
 
 
-class Model:
+class Model(OneByOne):
     """A loaded model that scores by a rule."""
 
     def __init__(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import count, islice
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mistral_chat.errors import UsageError
-from mistral_chat.guardrail.moderation import WINDOW, SelfReflection, reflection_messages
+from mistral_chat.guardrail.moderation import WINDOW, Said, SelfReflection, reflection_messages
 from mistral_chat.guardrail.prompt import Action, Category, Taxonomy
 from mistral_chat.messages import Role
 
@@ -126,17 +128,36 @@ def test_it_ends_with_the_first_refusal() -> None:
 
 def test_all_windows_have_a_verdict() -> None:
     model, moderator = reflection()
-    verdicts = list(moderator.verdicts("bomb " + "word " * 2000 + "bomb"))
-    places = [each.window for each in verdicts if each is not None]
-    assert places == list(range(1, len(model.asked) + 1))
-    assert [each.window for each in verdicts if each is not None and each.refused] == [
-        1, len(verdicts),
-    ]  # fmt: skip
-    answers = iter([False, False, True])
-    stopped = list(moderator.verdicts("word " * 2000, cancel=lambda: next(answers)))
-    assert [each is None for each in stopped] == [False, False, True]
+    long = Said("bomb " + "word " * 2000 + "bomb")
+    verdicts, short = moderator.verdicts([long, Said("a kitten")], 1)
+    assert verdicts is not None
+    assert short is not None
+    assert [each.window for each in verdicts] == list(range(1, len(model.asked)))
+    assert [each.window for each in verdicts if each.refused] == [1, len(verdicts)]
+    assert {each.read for each in verdicts} == {len(verdicts)}
+    answers = iter([False] * len(verdicts) + [False, True])
+    stopped = moderator.verdicts([long, Said("a"), Said("b"), Said("c")], 1, lambda: next(answers))
+    assert [each and len(each) for each in stopped] == [len(verdicts), 1, None]
+
+
+def test_many_verdicts_are_those_of_each() -> None:
+    _, moderator = reflection()
+    texts = [Said("a kitten"), Said("a bomb", Role.ASSISTANT, "What?"), Said("word " * 800)]
+    texts.append(Said("bomb " + "word " * 800))
+    expected = [moderator.judge(each.text, each.role, each.question) for each in texts]
+    assert list(moderator.judge_all(texts, 2)) == expected
+    assert list(moderator.judge_all([], 2)) == []
+    found = moderator.judge_all(iter([*texts, Said(" "), Said("a")]), 2)
+    assert [next(found) for _ in texts] == expected
     with pytest.raises(UsageError, match="no text to classify"):
-        next(moderator.verdicts(" "))
+        next(found)
+
+
+def test_texts_are_taken_one_after_the_other() -> None:
+    model, moderator = reflection()
+    found = moderator.judge_all((Said(f"text {number}") for number in count()), 4)
+    assert [each is not None for each in islice(found, 3)] == [True] * 3
+    assert model.taken == 3
 
 
 def test_a_warning_does_not_hide_what_comes_later() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 import quant
 from mistral_chat.errors import UsageError
@@ -21,6 +22,7 @@ from mistral_chat.models.names import open_tokenizer, save_companions
 from mistral_chat.models.planning import check_memory, check_quantizing_memory
 from mistral_chat.models.texts import SHORTEST, calibration_text, held_out_text, pieces
 from mistral_chat.tokenizers import check_vocabulary
+from quant.backends.scratch import HEAD_TOKENS
 from quant.batch import available_processors
 from quant.checkpoints import Calibration, compare, fitting_spec, open_checkpoint
 from quant.checkpoints.names import tensor_names, tensor_shape
@@ -281,9 +283,20 @@ def _loss(
     loss, count = 0.0, 0
     for number, ids in enumerate(texts):
         session.trim(0)
-        logits = log_softmax(session.feed(ids, every=True)[:-1])
-        targets = np.asarray(ids[1:])
-        loss -= float(logits[np.arange(len(targets)), targets].sum())
-        count += len(targets)
+        loss -= float(_chances(session, ids).sum())
+        count += len(ids) - 1
         progress("Reading", number + 1, len(texts))
     return loss, count
+
+
+def _chances(session: quant.Session, ids: list[int]) -> npt.NDArray[np.float64]:
+    """Log-probabilities of all ids but the first, each after those before it."""
+    targets = np.asarray(ids[1:])
+    chances = np.empty(len(targets))
+    # A pass at a time: the logits of a whole piece are hundreds of megabytes, which take longer to
+    # go through than the piece takes to be read.
+    for start in range(0, len(targets), HEAD_TOKENS):
+        part = targets[start : start + HEAD_TOKENS]
+        rows = log_softmax(session.feed(ids[start : start + len(part)], every=True))
+        chances[start : start + len(part)] = rows[np.arange(len(part)), part]
+    return chances

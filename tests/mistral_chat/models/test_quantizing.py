@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from mistral_chat.errors import UsageError
 from mistral_chat.models.names import recommended_sampling
 from mistral_chat.models.texts import LENGTH, calibration_text, held_out_text, pieces
 from mistral_chat.tokenizers import load_tokenizer
+from quant.quantizers.divergence import log_softmax
 
 from ...quant.models import TINY, write_gguf, write_huggingface
 from ..conftest import Command
@@ -194,6 +196,10 @@ def test_perplexity_is_that_of_the_logits(source: Path, tmp_path: Path, command:
     loss = (np.log(np.exp(logits).sum(1)) - chosen).mean()
     assert told["tokens"] == len(ids) - 1
     assert told["perplexity"] == pytest.approx(float(np.exp(loss)), rel=1e-5)
+    # In parts it is the same, to the last bit, as all at once.
+    whole = log_softmax(model.session(max_context=len(ids)).feed(ids, every=True)[:-1])
+    loss = -float(whole[np.arange(len(whole)), ids[1:]].sum())
+    assert told["perplexity"] == math.exp(loss / len(whole))
 
 
 def test_perplexity_of_nothing(source: Path, command: Command) -> None:

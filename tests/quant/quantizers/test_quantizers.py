@@ -283,6 +283,11 @@ def test_divergence() -> None:
     assert counted.median == pytest.approx(float(np.median(expected)))
     assert counted.percentile_99 == pytest.approx(float(np.percentile(expected, 99)))
     assert counted.agreement == (reference.argmax(1) == other.argmax(1)).mean()
+    # Rows are compared some at a time, to the same bits as each by itself.
+    single = Divergence()
+    for one, two in zip(reference, other, strict=True):
+        single.add(one[None], two[None])
+    assert (single.values, single.agreeing) == (counted.values, counted.agreeing)
     same = Divergence()
     same.add(reference, reference)
     assert (same.mean, same.agreement) == (0, 1)

@@ -59,17 +59,6 @@ CategoriesFile = Annotated[
         metavar="FILE",
     ),
 ]
-AtOnce = Annotated[
-    int | None,
-    typer.Option(
-        help="With --jsonl or --evaluate: texts that are judged at once, fewer where memory bears "
-        "no more. [default: 16]",
-        min=1,
-        max=MOST_AT_ONCE,
-        metavar="N",
-        show_default=False,
-    ),
-]
 
 
 @app.command()

@@ -92,7 +92,9 @@ def test_as_many_at_once_as_are_asked_for(
     command("moderate", "--evaluate", "examples", "--at-once", "1")
     command("moderate", "--evaluate", "examples")
     assert asked == [AT_ONCE, 3, 1, AT_ONCE]
-    assert f"[default: {AT_ONCE}]" in " ".join(command("moderate", "--help").stdout.split())
+    assert f"[default: {AT_ONCE}, or as many" in " ".join(
+        command("moderate", "--help").stdout.split()
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -247,6 +248,24 @@ class Batch:
         """Forget a sequence's tokens from ``position`` on; see :meth:`RollingCache.trim`."""
         self.caches[sequence].trim(position)
         del self.ids[sequence][position:]
+
+
+def shared_start(ids: Sequence[int], others: Sequence[int]) -> int:
+    """How many ids both begin with; lists are compared as a whole, some times, not id by id.
+
+    >>> shared_start([1, 5, 7, 9], [1, 5, 8])
+    2
+    """
+    ids, others = list(ids), list(others)  # a list never equals a tuple
+    longest = min(len(ids), len(others))
+    return bisect_left(range(1, longest + 1), True, key=lambda n: ids[:n] != others[:n])
+
+
+def reusable(held: Sequence[int], ids: Sequence[int]) -> int:
+    """How many of ``ids`` need not be read again: all that are held but the last, whose logits are
+    wanted.
+    """
+    return max(0, min(shared_start(ids, held), len(ids) - 1))
 
 
 def available_processors() -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy.typing as npt
 
 from .backends.protocol import Program
 from .backends.scratch import HEAD_TOKENS
-from .batch import CHUNK, Batch, Part, SessionOptions
+from .batch import CHUNK, Batch, Part, SessionOptions, reusable
 from .cache import RollingCache
 from .cache_file import read_cache, write_cache
 from .config import ModelConfig
@@ -243,9 +242,7 @@ class Session:
         >>> session.reuse([1, 9690, 40]), session.ids        # doctest: +SKIP
         (2, [1, 9690])
         """
-        pairs = zip(self.ids, ids, strict=False)
-        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        kept = max(0, min(shared, len(ids) - 1))
+        kept = reusable(self.ids, ids)
         if kept < self.position:
             self.trim(kept)
         return kept

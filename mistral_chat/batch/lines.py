@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import io
 from collections.abc import Iterator
@@ -10,11 +11,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mistral_chat.errors import UsageError
-from mistral_chat.system.files import TooLong, decode, read_file, read_stream
+from mistral_chat.system.files import OTHER_MARKS, TooLong, read_file, read_stream, without_mark
 
 _PIECE = 1 << 20
-_UTF8_MARK = b"\xef\xbb\xbf"
-_OTHER_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 
 
 @dataclass(frozen=True)
@@ -41,21 +40,22 @@ class Lines:
                 stream = path.open("rb")
                 mark = stream.read(4)
                 stream.seek(0)
-                if not mark.startswith(_OTHER_MARKS):
+                if not mark.startswith(OTHER_MARKS):
                     return cls._of(stream, str(path))
                 stream.close()
         except OSError as error:
             raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
         # A pipe, or another encoding, of which a mark at the beginning tells.
-        return cls._of(io.BytesIO(decode(read_file(path), str(path)).encode()), str(path))
+        return cls._whole(read_file(path), str(path))
 
     @classmethod
     def read(cls, stream: BinaryIO, place: str) -> Lines:
         """The lines of standard input, all at once. Raises UsageError where there are none."""
-        data = read_stream(stream, place)
-        if data.startswith(_OTHER_MARKS):
-            data = decode(data, place).encode()
-        return cls._of(io.BytesIO(data), place)
+        return cls._whole(read_stream(stream, place), place)
+
+    @classmethod
+    def _whole(cls, data: bytes, place: str) -> Lines:
+        return cls._of(io.BytesIO(without_mark(data, place)), place)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -92,7 +92,7 @@ class Lines:
                 yield number, refused("The line")
                 continue
             if number == 1:
-                line = line.removeprefix(_UTF8_MARK)
+                line = line.removeprefix(codecs.BOM_UTF8)
             line = line.rstrip(b"\r\n")
             if line.strip():
                 yield number, line

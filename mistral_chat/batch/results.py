@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol, TextIO
 
@@ -20,6 +19,7 @@ from mistral_chat.batch.records import Record
 from mistral_chat.errors import UsageError
 from mistral_chat.printable import printable_json
 from mistral_chat.system.locks import FileLock
+from quant.files import write_pieces
 
 FORMAT = "mistral-chat batch 1"
 
@@ -129,8 +129,7 @@ class Kept:
 
     def records(self) -> Iterator[Record]:
         """The records that are there, as they came."""
-        for offset in list(self._offsets.values()):
-            yield self._record(offset)
+        return self._at(list(self._offsets.values()))
 
     def expect(self, line: int) -> None:
         """Nothing: they are put in order at the end."""
@@ -140,10 +139,9 @@ class Kept:
 
     def close(self, complete: bool, /) -> None:
         try:
-            if complete:
-                self._write_whole()
             self._file.close()
             if complete:
+                self._write_whole()
                 self.part.unlink()
         finally:
             self._lock.release()
@@ -206,24 +204,17 @@ class Kept:
             raise
         self._offsets[line] = offset
 
-    def _record(self, offset: int) -> Record:
-        self._file.seek(offset)
-        with os.fdopen(os.dup(self._file.fileno()), "rb") as reader:
-            record: Record = json.loads(reader.readline())["record"]
-        return record
+    def _at(self, offsets: Iterable[int]) -> Iterator[Record]:
+        """The records that begin there."""
+        with self.part.open("rb") as file:
+            for offset in offsets:
+                file.seek(offset)
+                yield json.loads(file.readline())["record"]
 
     def _write_whole(self) -> None:
         lines = sorted(self._offsets) if self._ordered else list(self._offsets)
-        new = self.path.with_name(f".{self.path.name[:40]}.{secrets.token_hex(8)}.new")
-        try:
-            with new.open("xb") as file:
-                for line in lines:
-                    file.write((_json(self._record(self._offsets[line])) + "\n").encode())
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(self.path)
-        finally:
-            new.unlink(missing_ok=True)
+        records = self._at(self._offsets[line] for line in lines)
+        write_pieces(self.path, (f"{_json(record)}\n".encode() for record in records))
 
 
 def _json(record: Record) -> str:

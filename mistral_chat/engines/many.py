@@ -43,7 +43,6 @@ class _Ticket:
     answer: Answer
     running: Running[None]
     writing: Writing
-    prompt: int
 
 
 class Answers:
@@ -95,7 +94,7 @@ class Answers:
         running = self._scheduler.submit(answer.task(ids))
         writing = Writing(self._tokenizer, stop_loops=asked.stop_loops)
         self._next += 1
-        self._tickets[self._next] = _Ticket(self._next, answer, running, writing, len(ids))
+        self._tickets[self._next] = _Ticket(self._next, answer, running, writing)
         return self._next
 
     def step(self) -> list[tuple[int, Answered | QuantError]]:
@@ -125,6 +124,6 @@ class Answers:
         return Answered(
             writing.text,
             writing.finish_reason,
-            Usage(ticket.prompt, ticket.running.cached, len(writing.ids)),
+            Usage(ticket.running.prompt, ticket.running.cached, len(writing.ids)),
             answer.sampler.seed,
         )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 
 import quant
 from mistral_chat.messages import Message, Role
 from mistral_chat.templates import ChatTemplate
 from mistral_chat.tokenizers import Tokenizer
+from quant.batch import shared_start
 from quant.errors import CacheError
 
 
@@ -92,10 +92,8 @@ class Memory:
         What was read beyond it, such as a question that was broken off or an answer that was
         refused, is forgotten first.
         """
-        pairs = zip(self.session.ids, self.encode(messages), strict=False)
-        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         try:
-            self.session.trim(shared)
+            self.session.trim(shared_start(self.session.ids, self.encode(messages)))
         except CacheError:
             self.session = self._open_session()
         return self.session.save(path, identity)

@@ -27,6 +27,9 @@ _MARKS = (
 )
 """Byte-order marks, and what follows them."""
 
+OTHER_MARKS = tuple(mark for mark, encoding in _MARKS if encoding != "utf-8")
+"""Those of what is not UTF-8."""
+
 TooLong = Callable[[str], QuantError]
 """The error for a place that holds more than may be read."""
 

@@ -25,12 +25,12 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from ..batch import Batch, Part, SessionOptions
+from ..batch import Batch, Part, SessionOptions, reusable, shared_start
 from ..errors import CacheError, ConfigError, ContextFullError, InputError, QuantError
 from ..model import Model
 from ..qtensor import Floats
 from ..sampling import check_logits
-from .tasks import Branches, Prompt, Task, Wish, shared_start
+from .tasks import Branches, Prompt, Task, Wish
 
 BUDGET = 64
 """Tokens of a pass while somebody is being answered, by default."""
@@ -164,15 +164,11 @@ class Scheduler:
         while self._queue and self._free:
             running, prompt = self._queue.popleft()
             # Where most of it lies already; else what was left longest ago.
-            sequence = max(self._free, key=lambda each: self._held(each, prompt.ids))
+            sequence = max(self._free, key=lambda each: reusable(self.batch.ids[each], prompt.ids))
             self._free.remove(sequence)
             reader = _Reader(running, sequence)
             self._readers.append(reader)
             self._want(reader, prompt)
-
-    def _held(self, sequence: int, ids: Sequence[int]) -> int:
-        """How many of ``ids`` a sequence holds, all but the last, whose logits are wanted."""
-        return min(shared_start(ids, self.batch.ids[sequence]), len(ids) - 1)
 
     def _want(self, reader: _Reader, wish: Wish) -> None:
         """Note what a task wants to be read next."""
@@ -201,9 +197,9 @@ class Scheduler:
         Nobody waits for one that waits, so there is no circle.
         """
         ids = reader.planned
-        held = max(self._held(each, ids) for each in range(len(self.batch.ids)))
+        held = max(reusable(self.batch.ids[each], ids) for each in range(len(self.batch.ids)))
         found = [
-            (other, min(shared_start(ids, other.planned), len(ids) - 1))
+            (other, reusable(other.planned, ids))
             for other in self._readers
             if other is not reader and other.waits is None
         ]
@@ -222,8 +218,8 @@ class Scheduler:
             return
         ids, own = reader.planned, reader.sequence
         sequences = range(len(self.batch.ids))
-        best = max(sequences, key=lambda each: (self._held(each, ids), each == own))
-        kept = self._held(best, ids)
+        best = max(sequences, key=lambda each: (reusable(self.batch.ids[each], ids), each == own))
+        kept = reusable(self.batch.ids[best], ids)
         try:
             self.batch.copy(best, own, kept)
         except CacheError:  # a sliding window has moved on

@@ -15,7 +15,6 @@ who shares them. Greedily, three tokens after a prompt::
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -55,16 +54,6 @@ class Branches:
 Wish = Prompt | Further | Branches
 Result = TypeVar("Result")
 Task = Generator[Wish, Floats, Result]
-
-
-def shared_start(ids: Sequence[int], others: Sequence[int]) -> int:
-    """How many ids both begin with; lists are compared as a whole, some times, not id by id.
-
-    >>> shared_start([1, 5, 7, 9], [1, 5, 8])
-    2
-    """
-    longest = min(len(ids), len(others))
-    return bisect_left(range(1, longest + 1), True, key=lambda n: ids[:n] != others[:n])
 
 
 def carry_out(

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import quant
+from quant.batch import shared_start
 from quant.decoding.answers import Answer
 from quant.decoding.scheduling import LEAST_PIECE, WORTHWHILE, Running, Scheduler
 from quant.decoding.scoring import score, scoring
-from quant.decoding.tasks import Branches, Further, Prompt, Task, Wish, shared_start
+from quant.decoding.tasks import Branches, Further, Prompt, Task, Wish
 from quant.errors import ConfigError, ContextFullError, InputError, NotFiniteError
 from quant.qtensor import QuantSpec
 from quant.sampling import Sampling
